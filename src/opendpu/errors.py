@@ -6,7 +6,7 @@ meaning from the card up to the API's caller. The message says what happened and
 
 
 class OpenDPUError(Exception):
-    """Base of every error OpenDPU raises on purpose. `reason` is a CamelCase word for machines, stable over releases."""
+    """Base of every error OpenDPU raises on purpose. `reason` is a word for machines, stable over releases."""
 
     reason = "Internal"
 

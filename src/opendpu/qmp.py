@@ -169,4 +169,3 @@ class QmpConnection:
                     self._on_event(str(event["event"]), event.get("data") or {})  # type: ignore[arg-type]
                 except Exception:
                     log.exception("%s: handler of event %s failed", self.name, event["event"])
-

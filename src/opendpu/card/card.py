@@ -45,7 +45,9 @@ class FunctionId:
     def parse(cls, representor: str) -> "FunctionId":
         match = _REPRESENTOR.fullmatch(representor)
         if match is None:
-            raise InvalidArgumentError(f"{representor!r} is no representor name; they look like pf0hpf, pf0vf3, pf0sf12")
+            raise InvalidArgumentError(
+                f"{representor!r} is no representor name; they look like pf0hpf, pf0vf3, pf0sf12"
+            )
         if match["kind"] is None:
             return cls(int(match["pf"]), FunctionKind.PF)
         return cls(int(match["pf"]), FunctionKind(match["kind"]), int(match["index"]))
@@ -177,7 +179,7 @@ class Card(ABC):
 
     @abstractmethod
     async def unplug_function(self, id: FunctionId, *, timeout: float) -> None:
-        """Take a NIC away; return when the host released it and the representor is gone. No such function: nothing to do.
+        """Take a NIC away; return when the host released it and the representor is gone. None such: nothing to do.
 
         Raises DeadlineError when the host's OS has not released it within `timeout` seconds; the request stands, and
         FUNCTION_GONE follows when it is done (at the next power cycle at the latest).
