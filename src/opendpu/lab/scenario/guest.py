@@ -1,0 +1,177 @@
+"""A deployed server as its tenant sees it: an address in a tenant network, and SSH with the tenant's key."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from opendpu.errors import DeadlineError, OpenDPUError
+from opendpu.lab.supervisor import in_netns
+
+_TOOL = "/run/opendpu-guest-tool.py"
+USER = "root"
+
+
+@dataclass(frozen=True)
+class Guest:
+    """`netns` is the tenant's workstation, from which the tenant network is reached."""
+
+    name: str
+    address: str
+    netns: str
+    key: Path
+    sockets: Path  # folder for SSH's shared connections: logins cost seconds on an emulated processor
+
+    def ssh_command(self, *remote: str, options: tuple[str, ...] = ()) -> list[str]:
+        shared = ("-o", "ControlMaster=auto", "-o", f"ControlPath={self.sockets}/%C", "-o", "ControlPersist=120")
+        return in_netns(
+            self.netns,
+            ["ssh", "-i", str(self.key), *SSH_OPTIONS, *shared, *options, f"{USER}@{self.address}", *remote],
+        )
+
+    def run(self, command: str, *, timeout: float = 60, stdin: bytes | None = None, via: "Guest | None" = None) -> str:
+        """Run a shell command as root; returns what it printed. With `via` the SSH connection itself starts there."""
+        argv = self._via(via, command) if via else self.ssh_command(command)
+        try:
+            done = subprocess.run(
+                argv, capture_output=True, timeout=timeout, check=False,
+                **({"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}),
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise DeadlineError(f"{self.name}: no end of {command!r} within {timeout:.0f} s") from None
+        if done.returncode:
+            raise OpenDPUError(f"{self.name}: {command!r} failed: {done.stderr.decode(errors='replace').strip()}")
+        return done.stdout.decode(errors="replace")
+
+    def _via(self, other: "Guest", command: str) -> list[str]:
+        """ssh -J: the TCP connection to this guest's sshd starts at the other guest."""
+        proxy = " ".join(other.ssh_command("-W", "[%h]:%p"))
+        return in_netns(
+            self.netns,
+            [
+                "ssh",
+                "-i",
+                str(self.key),
+                *SSH_OPTIONS,
+                "-o",
+                f"ProxyCommand={proxy}",
+                f"{USER}@{self.address}",
+                command,
+            ],
+        )
+
+    def wait_ssh(self, *, timeout: float) -> float:
+        """Wait until a login works; returns the seconds it took."""
+        start = time.monotonic()
+        while True:
+            try:
+                self.run("true", timeout=20)
+                return time.monotonic() - start
+            except OpenDPUError as error:
+                if time.monotonic() - start > timeout:
+                    raise DeadlineError(f"{self.name}: no SSH login within {timeout:.0f} s: {error}") from None
+                time.sleep(0.2)
+
+    def send_tool(self) -> None:
+        source = resources.files("opendpu.lab.scenario").joinpath("guest_tool.py").read_bytes()
+        self.run(f"cat > {_TOOL}", stdin=source)
+
+    def tool(self, *words: object, timeout: float = 60) -> dict[str, Any]:
+        """Run one verb of the guest tool to its end; returns its last line."""
+        out = self.run(_line(*words), timeout=timeout)
+        result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+        return result
+
+    def tool_start(self, *words: object) -> "Running":
+        """Start a verb and leave it running; for listeners it returns when the port is open."""
+        process = subprocess.Popen(
+            self.ssh_command(_line(*words)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running = Running(self, process)
+        if words[0] in ("receive", "sink"):
+            running.line()
+        return running
+
+    def tool_detached(self, *words: object) -> None:
+        """Start a verb that outlives the SSH connection (the SoC's network is about to be killed)."""
+        log = f"/run/opendpu-{words[0]}.log"
+        self.run(f"setsid nohup {_line(*words)} >{log} 2>&1 </dev/null & echo started")
+        if words[0] == "sink":
+            wait_for(
+                lambda: "listening" in self.run(f"cat {log}"),
+                timeout=20,
+                what=f"{self.name}: the listener of {words[1]}",
+            )
+
+    def tool_stop(self, verb: str) -> None:
+        """End what `tool_detached` started; in the guest, where nothing else bears that name."""
+        self.run(f"pkill -f '[o]pendpu-guest-tool.py {verb}' || true")
+
+    def read_json(self, path: str) -> dict[str, Any]:
+        result: dict[str, Any] = json.loads(self.run(f"cat {path}"))
+        return result
+
+    def boot_id(self) -> str:
+        return self.run("cat /proc/sys/kernel/random/boot_id").strip()
+
+
+SSH_OPTIONS = (
+    "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR",
+    # A lab's servers are made anew all the time and each makes its own host key.
+    "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+)  # fmt: skip
+
+
+class Running:
+    """A guest tool that runs on the far side of an SSH connection."""
+
+    def __init__(self, guest: Guest, process: subprocess.Popen[str]) -> None:
+        self.guest = guest
+        self._process = process
+
+    def line(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        text = self._process.stdout.readline()
+        if not text:
+            assert self._process.stderr is not None
+            raise OpenDPUError(f"{self.guest.name}: the guest tool ended: {self._process.stderr.read().strip()}")
+        result: dict[str, Any] = json.loads(text)
+        return result
+
+    def result(self, *, timeout: float = 60) -> dict[str, Any]:
+        """The last line, when it has ended."""
+        try:
+            out, err = self._process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.stop()
+            raise DeadlineError(f"{self.guest.name}: the guest tool did not end within {timeout:.0f} s") from None
+        if not out.strip():
+            raise OpenDPUError(f"{self.guest.name}: the guest tool printed nothing: {err.strip()}")
+        result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+        return result
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def wait_for(condition: Callable[[], Any], *, timeout: float, what: str, every: float = 0.1) -> Any:
+    """Call `condition` until it gives something true; for things of the outside world that send no event."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise DeadlineError(f"{what}: not within {timeout:.0f} s")
+        time.sleep(every)
+    return value
+
+
+def _line(*words: object) -> str:
+    return " ".join(["exec python3", _TOOL, *(str(word) for word in words)])

@@ -1,0 +1,142 @@
+"""Traffic and disk checks that run inside a guest. Standard library only: it is sent to the guest over SSH.
+
+receive PORT                 take one connection, read to its end; prints {"bytes", "sha256"}
+send HOST PORT BYTES         send that many pseudo-random bytes; prints the same two
+probe HOST PORT SECONDS      connect until it works; prints {"open", "seconds"}
+sink PORT STATUS             take one numbered stream; keeps STATUS (a file) true: {"records", "broken", "gap_max_s"}
+source HOST PORT STATUS      send numbered records, 25 a second, until killed or the connection breaks
+write FILE STATUS            append checksummed records with fsync until killed: {"records", "errors", "stall_max_s"}
+verify FILE                  read all records back, not from the page cache: {"records", "broken"}
+"""
+
+import hashlib
+import json
+import os
+import socket
+import struct
+import sys
+import time
+
+RECORD = 4096
+HEADER = struct.Struct(">Q32s")
+STREAM_PAUSE_S = 0.04
+
+
+def say(**fields):
+    print(json.dumps(fields), flush=True)
+
+
+def keep(path, **fields):
+    with open(path + ".new", "w") as file:
+        json.dump(fields, file)
+    os.replace(path + ".new", path)
+
+
+def record(number, size=RECORD):
+    """`size` bytes that anyone can check: number, checksum, filler made from the number."""
+    filler = hashlib.sha256(str(number).encode()).digest() * (size // 32 + 1)
+    filler = filler[: size - HEADER.size]
+    return HEADER.pack(number, hashlib.sha256(filler).digest()) + filler
+
+
+def listen(port):
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(("0.0.0.0", port))  # noqa: S104  # a tenant's own listener, behind the security group
+    server.listen()
+    say(listening=port)
+    return server.accept()[0]
+
+
+def receive(port):
+    digest, count = hashlib.sha256(), 0
+    connection = listen(int(port))
+    while data := connection.recv(1 << 16):
+        digest.update(data)
+        count += len(data)
+    say(bytes=count, sha256=digest.hexdigest())
+
+
+def send(host, port, size):
+    digest, left = hashlib.sha256(), int(size)
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        while left:
+            block = os.urandom(min(left, 1 << 16))
+            digest.update(block)
+            connection.sendall(block)
+            left -= len(block)
+    say(bytes=int(size), sha256=digest.hexdigest())
+
+
+def probe(host, port, seconds):
+    start = time.monotonic()
+    while (passed := time.monotonic() - start) < float(seconds):
+        try:
+            socket.create_connection((host, int(port)), timeout=0.25).close()
+        except OSError:
+            time.sleep(0.02)
+            continue
+        say(open=True, seconds=round(passed, 3))
+        return
+    say(open=False, seconds=round(passed, 3))
+
+
+def sink(port, status):
+    connection, number, broken, gap = listen(int(port)), 0, 0, 0.0
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    buffer, last = b"", time.monotonic()
+    while data := connection.recv(1 << 16):
+        now = time.monotonic()
+        gap, last = max(gap, now - last), now
+        buffer += data
+        while len(buffer) >= RECORD:
+            broken += buffer[:RECORD] != record(number)
+            buffer, number = buffer[RECORD:], number + 1
+        keep(status, records=number, broken=broken, gap_max_s=round(gap, 3), ended=False)
+    keep(status, records=number, broken=broken, gap_max_s=round(gap, 3), ended=True)
+
+
+def source(host, port, status):
+    number = 0
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.settimeout(None)
+    while True:
+        connection.sendall(record(number))
+        number += 1
+        keep(status, records=number)
+        time.sleep(STREAM_PAUSE_S)
+
+
+def write(path, status):
+    number, errors, stall = 0, 0, 0.0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    while True:
+        start = time.monotonic()
+        try:
+            os.pwrite(descriptor, record(number), number * RECORD)
+            os.fsync(descriptor)
+        except OSError:
+            errors += 1
+        number += 1
+        stall = max(stall, time.monotonic() - start)
+        keep(status, records=number, errors=errors, stall_max_s=round(stall, 3))
+        time.sleep(0.02)
+
+
+def verify(path):
+    os.sync()
+    with open("/proc/sys/vm/drop_caches", "w") as file:
+        file.write("3")
+    number = broken = 0
+    with open(path, "rb") as file:
+        while block := file.read(RECORD):
+            if len(block) < RECORD:
+                break  # the record that was being written when the writer was ended
+            broken += block != record(number)
+            number += 1
+    say(records=number, broken=broken)
+
+
+if __name__ == "__main__":
+    commands = {f.__name__: f for f in (receive, send, probe, sink, source, write, verify)}
+    commands[sys.argv[1]](*sys.argv[2:])
