@@ -18,8 +18,9 @@ import tomli_w
 
 from opendpu.errors import DeadlineError
 from opendpu.lab import wires
-from opendpu.lab.chassis import Chassis, TlsFiles
+from opendpu.lab.chassis import Chassis
 from opendpu.lab.layout import MANAGEMENT_ADDRESS, OOB_MTU, UNDERLAY_MTU, Layout, Settings, oob_address, tunnel_address
+from opendpu.lab.ovsdb import TlsFiles
 from opendpu.lab.program import Program
 from opendpu.lab.secrets import Secrets
 from opendpu.lab.supervisor import Supervisor
@@ -108,9 +109,9 @@ class Server:
 
     def soc_programs(self, authority: Authority) -> list[Program]:
         """What the SoC's init runs. In the SoC's namespace already, so each program's own is left empty."""
-        storage = Program("storage", daemon_command(self._storage_qmp, self._nbd))
+        storage = Program(f"{self.soc}-storage", daemon_command(self._storage_qmp, self._nbd))
         agent = Program(
-            "agent",
+            f"{self.soc}-agent",
             (sys.executable, "-m", "opendpu.agent.main", "--config", str(self.layout.state / self.soc / "agent.toml")),
             stop_wait_s=15,
         )
@@ -149,8 +150,9 @@ class Server:
                 raise DeadlineError(f"{self.soc}: processes {pids} survive SIGKILL")
             time.sleep(0.02)
 
-    def chassis_pids(self) -> dict[str, int]:
-        return {name: pid for name, (_, pid) in self.supervisor.programs().items()}
+    def pid(self, role: str) -> int:
+        """Pid of one of the SoC's programs (agent, storage, ovs-vswitchd ...); 0 while it is down."""
+        return self.supervisor.programs()[f"{self.soc}-{role}"][1]
 
     def driver_info(self, authority: Authority, secrets: Secrets) -> dict[str, str]:
         """The Ironic node's driver_info."""

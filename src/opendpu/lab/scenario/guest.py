@@ -3,7 +3,6 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from opendpu.errors import DeadlineError, OpenDPUError
 from opendpu.lab.supervisor import in_netns
+from opendpu.lab.wait import wait_for
 
 _TOOL = "/run/opendpu-guest-tool.py"
 USER = "root"
@@ -37,10 +37,7 @@ class Guest:
         """Run a shell command as root; returns what it printed. With `via` the SSH connection itself starts there."""
         argv = self._via(via, command) if via else self.ssh_command(command)
         try:
-            done = subprocess.run(
-                argv, capture_output=True, timeout=timeout, check=False,
-                **({"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}),
-            )  # fmt: skip
+            done = subprocess.run(argv, input=stdin or b"", capture_output=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
             raise DeadlineError(f"{self.name}: no end of {command!r} within {timeout:.0f} s") from None
         if done.returncode:
@@ -161,16 +158,6 @@ class Running:
     def stop(self) -> None:
         self._process.kill()
         self._process.communicate()
-
-
-def wait_for(condition: Callable[[], Any], *, timeout: float, what: str, every: float = 0.1) -> Any:
-    """Call `condition` until it gives something true; for things of the outside world that send no event."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise DeadlineError(f"{what}: not within {timeout:.0f} s")
-        time.sleep(every)
-    return value
 
 
 def _line(*words: object) -> str:

@@ -16,30 +16,32 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 
 RECORD = 4096
 HEADER = struct.Struct(">Q32s")
 STREAM_PAUSE_S = 0.04
 
 
-def say(**fields):
-    print(json.dumps(fields), flush=True)
+def say(**fields: object) -> None:
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
 
 
-def keep(path, **fields):
+def keep(path: str, **fields: object) -> None:
     with open(path + ".new", "w") as file:
         json.dump(fields, file)
     os.replace(path + ".new", path)
 
 
-def record(number, size=RECORD):
+def record(number: int, size: int = RECORD) -> bytes:
     """`size` bytes that anyone can check: number, checksum, filler made from the number."""
     filler = hashlib.sha256(str(number).encode()).digest() * (size // 32 + 1)
     filler = filler[: size - HEADER.size]
     return HEADER.pack(number, hashlib.sha256(filler).digest()) + filler
 
 
-def listen(port):
+def listen(port: int) -> socket.socket:
     server = socket.socket()
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server.bind(("0.0.0.0", port))  # noqa: S104  # a tenant's own listener, behind the security group
@@ -48,7 +50,7 @@ def listen(port):
     return server.accept()[0]
 
 
-def receive(port):
+def receive(port: str) -> None:
     digest, count = hashlib.sha256(), 0
     connection = listen(int(port))
     while data := connection.recv(1 << 16):
@@ -57,7 +59,7 @@ def receive(port):
     say(bytes=count, sha256=digest.hexdigest())
 
 
-def send(host, port, size):
+def send(host: str, port: str, size: str) -> None:
     digest, left = hashlib.sha256(), int(size)
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         while left:
@@ -68,7 +70,7 @@ def send(host, port, size):
     say(bytes=int(size), sha256=digest.hexdigest())
 
 
-def probe(host, port, seconds):
+def probe(host: str, port: str, seconds: str) -> None:
     start = time.monotonic()
     while (passed := time.monotonic() - start) < float(seconds):
         try:
@@ -81,7 +83,7 @@ def probe(host, port, seconds):
     say(open=False, seconds=round(passed, 3))
 
 
-def sink(port, status):
+def sink(port: str, status: str) -> None:
     connection, number, broken, gap = listen(int(port)), 0, 0, 0.0
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     buffer, last = b"", time.monotonic()
@@ -96,7 +98,7 @@ def sink(port, status):
     keep(status, records=number, broken=broken, gap_max_s=round(gap, 3), ended=True)
 
 
-def source(host, port, status):
+def source(host: str, port: str, status: str) -> None:
     number = 0
     connection = socket.create_connection((host, int(port)), timeout=30)
     connection.settimeout(None)
@@ -107,7 +109,7 @@ def source(host, port, status):
         time.sleep(STREAM_PAUSE_S)
 
 
-def write(path, status):
+def write(path: str, status: str) -> None:
     number, errors, stall = 0, 0, 0.0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     while True:
@@ -123,7 +125,7 @@ def write(path, status):
         time.sleep(0.02)
 
 
-def verify(path):
+def verify(path: str) -> None:
     os.sync()
     with open("/proc/sys/vm/drop_caches", "w") as file:
         file.write("3")
@@ -138,5 +140,7 @@ def verify(path):
 
 
 if __name__ == "__main__":
-    commands = {f.__name__: f for f in (receive, send, probe, sink, source, write, verify)}
+    commands: dict[str, Callable[..., None]] = {
+        verb.__name__: verb for verb in (receive, send, probe, sink, source, write, verify)
+    }
     commands[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,3 @@
+from opendpu.cli.main import main
+
+main()
