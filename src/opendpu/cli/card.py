@@ -41,14 +41,8 @@ def server_list(lab_name: str, form: str) -> None:
                     "problems": list(seen.problems),
                 }
         except OpenDPUError as error:
-            row |= {
-                "chassis": "",
-                "power": "",
-                "healthy": False,
-                "interfaces": "",
-                "disks": "",
-                "problems": [str(error)],
-            }
+            row |= dict.fromkeys(("chassis", "power", "interfaces", "disks"), "")
+            row |= {"healthy": False, "problems": [str(error)]}
         rows.append(row)
     show(rows, form)
 

@@ -17,9 +17,7 @@ def agent_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--lab", "lab_name", default=DEFAULT_NAME, show_default=True, help="Name of the lab."),
             click.option("--agent", envvar="OPENDPU_AGENT", help="HOST:PORT of an agent outside the lab."),
             click.option("--ca", envvar="OPENDPU_CA", help="CA certificate (PEM) the agent's is checked with."),
-            click.option(
-                "--certificate", envvar="OPENDPU_CERTIFICATE", help="Your certificate (PEM); it has your role."
-            ),
+            click.option("--certificate", envvar="OPENDPU_CERTIFICATE", help="Your certificate (PEM), with your role."),
             click.option("--key", envvar="OPENDPU_KEY", help="Its private key (PEM)."),
         ]
     ):

@@ -37,15 +37,10 @@ def demo(output: Path, lab_name: str) -> None:
             job.report.write(output)
     for name, server in job.report.servers.items():
         show(server["stages"], "table", title=f"{name}: seconds since `baremetal node deploy`")
-    rows = [
-        {"proof": proof.name, "holds": proof.ok, "measured": _short(proof.measured)}
-        for proof in job.report.proofs.values()
-    ]
-    show(rows, "table", title="Proofs")
+    proofs = job.report.proofs.values()
+    show([{"proof": p.name, "holds": p.ok, "measured": _short(p.measured)} for p in proofs], "table", title="Proofs")
     say(f"all proofs hold; report: {output}/report.json, picture: {output}/timeline.svg")
-    say(
-        "the lab is still up: opendpu lab status; opendpu lab deploy server1; opendpu lab ssh server1; opendpu lab down"
-    )
+    say("the lab is still up; play on with: opendpu lab deploy server1; opendpu lab ssh server1; opendpu lab down")
 
 
 def _short(measured: dict[str, object]) -> str:

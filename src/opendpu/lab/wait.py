@@ -8,7 +8,7 @@ from opendpu.errors import DeadlineError
 
 
 def wait_for(condition: Callable[[], Any], *, timeout: float, what: str, every: float = 0.1) -> Any:
-    """Call `condition` until it gives something true, and return that; after `timeout` seconds, DeadlineError with `what`."""
+    """Call `condition` until it gives something true and return that; after `timeout` s raise with `what`."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:
