@@ -73,11 +73,19 @@ class Authority:
             raise InvalidArgumentError(f"{name!r} can't name a certificate; use a-z, 0-9, '.' and '-'")
         names = _names(name, dns, ips, role)
         usages = [ExtendedKeyUsageOID.SERVER_AUTH] * server + [ExtendedKeyUsageOID.CLIENT_AUTH] * client
-        files = Credentials(self.ca, self.folder / f"{name}.pem", self.folder / f"{name}.key")
+        files = self.files(name)
         with self._locked():
             if not self._still_good(files, names, usages):
                 self._issue(files, name, names, usages)
         return files
+
+    def files(self, name: str) -> Credentials:
+        """Where `name`'s files are, issued or not."""
+        return Credentials(self.ca, self.folder / f"{name}.pem", self.folder / f"{name}.key")
+
+    def files(self, name: str) -> Credentials:
+        """Where the certificate of `name` is kept, issued or not."""
+        return Credentials(self.ca, self.folder / f"{name}.pem", self.folder / f"{name}.key")
 
     def _create(self, name: str) -> None:
         key = ec.generate_private_key(ec.SECP256R1())

@@ -73,6 +73,10 @@ class Guest:
                     raise DeadlineError(f"{self.name}: no SSH login within {timeout:.0f} s: {error}") from None
                 time.sleep(0.2)
 
+    def disconnect(self) -> None:
+        """End the shared connection: the machine behind the address is about to be another one."""
+        subprocess.run(self.ssh_command(options=("-O", "exit")), capture_output=True, check=False)
+
     def send_tool(self) -> None:
         source = resources.files("opendpu.lab.scenario").joinpath("guest_tool.py").read_bytes()
         self.run(f"cat > {_TOOL}", stdin=source)
@@ -122,6 +126,7 @@ class Guest:
 
 SSH_OPTIONS = (
     "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR",
+    "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=6",
     # A lab's servers are made anew all the time and each makes its own host key.
     "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
 )  # fmt: skip

@@ -73,15 +73,24 @@ class Tenant:
         return str(self.shell.run("port", "show", name)["id"])
 
     def deploy(self, name: str, *, image: str = IMAGES["debian"], size_gib: int = 2) -> None:
-        """Ask Ironic for a server from a clone of `image`; returns when Ironic has taken the order."""
+        """Ask Ironic for a server on a clone of `image`; returns when Ironic has taken the order."""
+        properties = {"image": image, "size_gib": size_gib, "delete_on_termination": True}
+        self._order(name, str(uuid.uuid4()), properties)
+
+    def deploy_volume(self, name: str, volume: str) -> None:
+        """The same on a volume that exists, and stays when the server is given back."""
+        self._order(name, volume, {})
+
+    def _order(self, name: str, volume: str, properties: dict[str, object]) -> None:
         port = self.create_port(f"{name}-port")
         vifs = self.shell.run("baremetal", "node", "vif", "list", name)
         if not any(vif["ID"] == port for vif in vifs):
             self.shell.run("baremetal", "node", "vif", "attach", name, port, json=False)
-        properties = {"image": image, "size_gib": size_gib, "delete_on_termination": True}
+        for target in self.shell.run("baremetal", "volume", "target", "list", "--node", name):
+            self.shell.run("baremetal", "volume", "target", "delete", target["UUID"], json=False)
         self.shell.run(
             "baremetal", "volume", "target", "create", "--node", name, "--type", "dpu", "--boot-index", "0",
-            "--volume-id", str(uuid.uuid4()),
+            "--volume-id", volume,
             *(word for key, value in properties.items() for word in ("--property", f"{key}={value}")),
         )  # fmt: skip
         self.shell.run("baremetal", "node", "deploy", name, "--config-drive", str(self.config_drive(name)), json=False)
@@ -91,6 +100,8 @@ class Tenant:
 
     def undeploy(self, name: str) -> None:
         """Give the server back; returns when it is available to the next tenant and its port is gone."""
+        if self._has("port", f"{name}-port"):
+            self.guest(name).disconnect()
         self.shell.run("baremetal", "node", "undeploy", name, json=False)
         wait_state(self.shell, name, {"available"}, timeout=180)
         if self._has("port", f"{name}-port"):

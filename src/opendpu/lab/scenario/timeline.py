@@ -22,8 +22,7 @@ def stages(moments: Mapping[str, float]) -> list[Stage]:
         return []
     zero = ordered[0][1]
     return [
-        Stage(name, round(before - zero, 3), round(at - before, 3))
-        for (_, before), (name, at) in pairwise(ordered)
+        Stage(name, round(before - zero, 3), round(at - before, 3)) for (_, before), (name, at) in pairwise(ordered)
     ]
 
 
