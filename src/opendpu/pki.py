@@ -80,10 +80,6 @@ class Authority:
         return files
 
     def files(self, name: str) -> Credentials:
-        """Where `name`'s files are, issued or not."""
-        return Credentials(self.ca, self.folder / f"{name}.pem", self.folder / f"{name}.key")
-
-    def files(self, name: str) -> Credentials:
         """Where the certificate of `name` is kept, issued or not."""
         return Credentials(self.ca, self.folder / f"{name}.pem", self.folder / f"{name}.key")
 

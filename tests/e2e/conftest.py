@@ -1,4 +1,4 @@
-"""The whole lab, once for all end-to-end tests: three servers, of which two are for the main job and one for failures."""
+"""The whole lab, once for all end-to-end tests: two servers for the main job, one for failures."""
 
 import os
 from collections.abc import Iterator

@@ -82,15 +82,15 @@ def test_no_free_function(tenant: Tenant, server: Server) -> None:
         limits = agent.get_server().limits
         taken = []
         for number in range(limits.pfs * limits.vfs_per_pf):
-            id = str(uuid.uuid4())
-            agent.create_interface(id, port_id=id, mac=f"02:00:00:00:01:{number:02x}", mtu=1500)
-            taken.append(id)
+            port = str(uuid.uuid4())
+            agent.create_interface(port, port_id=port, mac=f"02:00:00:00:01:{number:02x}", mtu=1500)
+            taken.append(port)
     try:
         tenant.deploy(server.name)
         error = fails(tenant, server)
         assert "function" in error
     finally:
         with tenant.lab.agent(server) as agent:
-            for id in taken:
-                agent.delete_interface(id)
+            for port in taken:
+                agent.delete_interface(port)
             agent.wait_deleted(interfaces=taken, timeout=60)
