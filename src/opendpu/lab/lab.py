@@ -92,6 +92,9 @@ class Lab:
             oob_address=MANAGEMENT_ADDRESS,
             ovn_nb="tcp:127.0.0.1:6641",
             ovn_sb="tcp:127.0.0.1:6642",
+            underlay_mtu=UNDERLAY_MTU,
+            cache=self.layout.cache / "database",
+            log=self.supervisor.log,
         )
 
     @property
@@ -117,10 +120,10 @@ class Lab:
         """Bring everything up and return when the APIs answer and the agents are well."""
         if os.geteuid() != 0:
             raise AccessDeniedError("the lab makes network namespaces and taps: run this as root")
-        built = {name: build_image(name, self.layout.cache, progress=self.progress) for name in images}
+        built = {name: build_image(name, self._image_cache, self.progress) for name in images}
         if accel is None and not (self.layout.state / "settings.json").exists():
             self.progress("probing whether KVM can boot Linux here")
-            tiny = built.get("tiny") or build_image("tiny", self.layout.cache, progress=self.progress)
+            tiny = built.get("tiny") or build_image("tiny", self._image_cache, self.progress)
             accel = choose_accel(self.layout.cache, tiny)
             self.progress(f"guests run on {accel}")
         self.layout.save_settings(servers=servers, accel=accel)
@@ -130,7 +133,7 @@ class Lab:
         self._lay_cables()
         self.progress("starting OVN central, the database, the gateway chassis, boards and BMCs")
         self._ovn.prepare()
-        self.central.prepare()
+        self.central.prepare(self.progress)
         self.gateway.prepare()
         with ThreadPoolExecutor(max_workers=4) as pool:
             list(pool.map(lambda server: server.prepare(self.authority, self.secrets), self.servers))
@@ -212,6 +215,10 @@ class Lab:
         left += [f"mount {mark.decode()}" for mark in marks if mark.decode() in mounts]
         left += [f"file {path}" for path in Path("/dev/shm").glob(f"opendpu-{self.layout.name}-*")]  # noqa: S108
         return left
+
+    @property
+    def _image_cache(self) -> Path:
+        return self.layout.cache / "images"
 
     @property
     def _ovn(self) -> OvnCentral:

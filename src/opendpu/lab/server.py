@@ -236,27 +236,36 @@ class Server:
         )
 
     def _write_bmc_config(self, authority: Authority, secrets: Secrets) -> None:
+        from opendpu.lab.bmc import htpasswd_line  # sushy-tools takes a second to import
+
         files = authority.files(f"redfish-{self.bmc}")
+        state = self.layout.state / self.bmc
+        write_private(state / "htpasswd", htpasswd_line(secrets.bmc_user, secrets.bmc_password))
         write_toml(
-            self.layout.state / self.bmc / "bmc.toml",
+            state / "bmc.toml",
             {
+                "name": self.name,
+                "uuid": self.uuid,
+                "vcpus": self.settings.vcpus,
+                "memory_mib": self.settings.memory_mib,
+                "qmp": str(self.layout.run / self.host / "bmc.qmp"),
+                "ram_file": str(self.ram_file),
                 "listen": oob_address(100 + self.index),
                 "port": 443,
                 "certificate": str(files.certificate),
                 "key": str(files.key),
-                "username": secrets.bmc_user,
-                "password": secrets.bmc_password,
-                "uuid": self.uuid,
-                "name": self.name,
-                "bmc_socket": str(self.layout.run / self.host / "bmc.qmp"),
-                "ram_file": str(self.ram_file),
-                "state_dir": str(self.layout.state / self.bmc),
+                "auth_file": str(state / "htpasswd"),
+                "state_dir": str(state),
             },
         )
 
 
 def write_toml(path: Path, content: dict[str, object]) -> None:
-    """A configuration file only its owner can read (some hold secrets)."""
+    write_private(path, tomli_w.dumps(content))
+
+
+def write_private(path: Path, text: str) -> None:
+    """A file only its owner can read, from its first byte on."""
     path.touch(mode=0o600)
     path.chmod(0o600)
-    path.write_text(tomli_w.dumps(content))
+    path.write_text(text)
