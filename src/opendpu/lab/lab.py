@@ -21,7 +21,7 @@ from pathlib import Path
 import pyroute2.netns
 
 from opendpu.agent.client import AgentClient
-from opendpu.errors import AccessDeniedError, DeadlineError, NotFoundError, OpenDPUError
+from opendpu.errors import AccessDeniedError, DeadlineError, NotFoundError, OpenDPUError, UnavailableError
 from opendpu.lab import wires
 from opendpu.lab.accel import choose_accel
 from opendpu.lab.central import Central
@@ -165,8 +165,25 @@ class Lab:
     def wait_agents(self, *, timeout: float = 60) -> None:
         """Wait until each agent says that its card, storage and network are well."""
         for server in self.servers:
-            with self.agent(server) as agent:
-                agent.wait_healthy(timeout=timeout)
+            self.wait_agent(server, timeout=timeout)
+
+    def wait_agent(self, server: Server, *, timeout: float = 60) -> None:
+        """Wait until one agent answers and finds everything well; DeadlineError says what it finds instead."""
+        deadline = time.monotonic() + timeout
+        problem = "no answer yet"
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                with self.agent(server) as agent:
+                    for seen in agent.watch_server(timeout=left):
+                        if seen.healthy:
+                            return
+                        problem = "; ".join(seen.problems)
+            except UnavailableError as error:
+                problem = str(error)
+                time.sleep(0.1)  # nothing tells when a program begins to listen
+            except DeadlineError:
+                break
+        raise DeadlineError(f"{server.name} is not well after {timeout:.0f} s: {problem}")
 
     def agent(self, server: Server, *, role: str = "conductor") -> AgentClient:
         files = self.authority.files(role)

@@ -102,8 +102,8 @@ def reboot_soc(proof: Proof, load: Load, server: Server) -> None:
 
 
 def _wait_well(proof: Proof, load: Load, server: Server, start: float) -> None:
+    load.tenant.lab.wait_agent(server, timeout=RECOVERY_S)
     with load.tenant.lab.agent(server) as agent:
-        agent.wait_healthy(timeout=RECOVERY_S)
         agent.wait_ready(
             interfaces=[interface.id for interface in agent.list_interfaces()],
             disks=[disk.id for disk in agent.list_disks()],
