@@ -15,6 +15,21 @@ INTEGRATION = "br-int"
 UNDERLAY = "br-ul"
 PROVIDER = "br-ex"
 
+# A new ovs-vswitchd has no flows, and ovn-controller, which has them, waits up to 8 s between two looks for a switch
+# that it lost (no setting changes that). A new ovn-controller connects at once. For systemd it is PartOf= and After=;
+# here each program's command does its part and then becomes the program ($0 is the first argument, $@ the command).
+# supervisord looks after a dead child at once when any program says something, and otherwise a second later: so the
+# console gets one word here, and there each connection that comes or goes.
+_CONSOLE = ("-vconsole:off", "-vreconnect:console:info", "-vrconn:console:info")
+_END_CONTROLLER = (
+    'pid=$(cat "$0" 2>/dev/null) && [ "$(cat /proc/$pid/comm 2>/dev/null)" = ovn-controller ] && kill $pid && '
+    'sleep 0.1 && echo ovn-controller is to follow the new ovs-vswitchd; exec "$@"'
+)
+_AWAIT_SWITCH = (
+    'left=100; until ovs-ofctl --timeout=1 probe "$0" 2>/dev/null || [ $left = 0 ]; do left=$((left - 1)); sleep 0.05; '
+    'done; exec "$@"'
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Chassis:
@@ -81,13 +96,16 @@ class Chassis:
         server = ovsdb.server(
             self.state / "conf.db", run=self.run, log=self.state, remotes=[f"punix:{self.run / 'db.sock'}"]
         )
+        controller_pid = str(self.run / "ovn-controller.pid")
         vswitchd = (
-            "ovs-vswitchd", self.ovsdb, "--no-chdir", "-vconsole:off", f"--log-file={self.state / 'ovs-vswitchd.log'}",
+            "sh", "-c", _END_CONTROLLER, controller_pid,
+            "ovs-vswitchd", self.ovsdb, "--no-chdir", *_CONSOLE, f"--log-file={self.state / 'ovs-vswitchd.log'}",
             f"--pidfile={self.run / 'ovs-vswitchd.pid'}", f"--unixctl={self.run / 'ovs-vswitchd.ctl'}",
         )  # fmt: skip
         controller = (
-            "ovn-controller", self.ovsdb, "--no-chdir", "-vconsole:off",
-            f"--log-file={self.state / 'ovn-controller.log'}", f"--pidfile={self.run / 'ovn-controller.pid'}", *tls,
+            "sh", "-c", _AWAIT_SWITCH, f"unix:{self.run / f'{INTEGRATION}.mgmt'}",
+            "ovn-controller", self.ovsdb, "--no-chdir", *_CONSOLE,
+            f"--log-file={self.state / 'ovn-controller.log'}", f"--pidfile={controller_pid}", *tls,
         )  # fmt: skip
         commands = {"ovsdb-server": tuple(server), "ovs-vswitchd": vswitchd, "ovn-controller": controller}
         if self.keep_underlay:

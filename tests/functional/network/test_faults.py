@@ -1,0 +1,134 @@
+"""Daemons of a SoC are killed while it works; the supervisor starts them again."""
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from datacentre import MTU, DataCentre, Host, eventually, stream, transfer, wait_for
+
+from opendpu.lab import wires
+from opendpu.network.binder import PortBinder
+
+Binders = dict[str, PortBinder]
+MakeHost = Callable[..., Host]
+Plug = Callable[[Host], Awaitable[float]]
+
+
+def tunnel_endpoint(dc: DataCentre) -> str:
+    if not wires.has_link(dc.chassis["soc1"].netns, "br-ul"):
+        return ""
+    return wires.ip("-o", "address", "show", "dev", "br-ul", netns=dc.chassis["soc1"].netns)
+
+
+@pytest.mark.parametrize("role", ["ovn-controller", "ovsdb-server", "ovs-vswitchd"])
+async def test_killed_daemon_comes_back(
+    dc: DataCentre, binders: Binders, make_host: MakeHost, plug: Plug, role: str
+) -> None:
+    """A TCP stream that runs meanwhile loses nothing."""
+    one, two = make_host("soc1", 51), make_host("soc2", 52)
+    await plug(one)
+    await plug(two)
+    dc.nbctl("--wait=hv", "sync")
+    assert one.ping(two.address)
+    all_anew = asyncio.Event()
+    binders["soc1"].subscribe(lambda name: all_anew.set() if name == "" else None)
+    # supervisord calls a program that died within its first second broken, and starts it later.
+    await asyncio.sleep(1.5)
+
+    def run() -> tuple[float, float]:
+        with stream(one, two, seconds=9):
+            time.sleep(0.5)
+            before = dc.pid("soc1", role)
+            dc.kill("soc1", role)
+            killed = time.monotonic()
+            wait_for(f"new {role}", lambda: dc.pid("soc1", role) not in (0, before))
+            restarted = time.monotonic() - killed
+            while not one.ping(two.address):
+                assert time.monotonic() - killed < 20
+            return restarted, time.monotonic() - killed
+
+    restarted, outage = await asyncio.to_thread(run)
+    figures = {"killed": role, "restarted_s": round(restarted, 2), "traffic_back_s": round(outage, 2)}
+    print(json.dumps(figures))
+    if folder := os.environ.get("OPENDPU_FIGURES"):
+        (Path(folder) / f"network-kill-{role}.json").write_text(json.dumps(figures))
+    if role == "ovsdb-server":
+        async with asyncio.timeout(5):
+            await all_anew.wait()
+    await eventually("health", lambda: _well(binders["soc1"]))
+    assert (await binders["soc1"].ports())[one.representor].ready
+    # And the SoC can be worked with: a new host, new flows, both ways.
+    three = make_host("soc1", 53)
+    await plug(three)
+    dc.nbctl("--wait=hv", "sync")
+    await asyncio.to_thread(transfer, three, two)
+    await asyncio.to_thread(transfer, two, one)
+
+
+async def _well(binder: PortBinder) -> bool:
+    return await binder.health() == []
+
+
+async def test_health_names_the_daemon_that_is_down(dc: DataCentre, binders: Binders) -> None:
+    supervisor = dc.supervisors["soc2"]
+    for role in ("ovs-vswitchd", "ovsdb-server"):
+        await asyncio.to_thread(supervisor.stop_program, f"soc2-{role}")
+        try:
+            await eventually("problem", lambda role=role: _has_word(binders["soc2"], role))
+        finally:
+            await asyncio.to_thread(supervisor.start_program, f"soc2-{role}")
+        await eventually("health", lambda: _well(binders["soc2"]))
+
+
+async def _has_word(binder: PortBinder, word: str) -> bool:
+    return any(word in problem for problem in await binder.health())
+
+
+def test_tunnel_endpoint_comes_back_at_once(dc: DataCentre) -> None:
+    """Its address goes with a killed vswitchd; the time counts from the port's return, which only the kernel tells."""
+    assert "10.99.0.1/24" in tunnel_endpoint(dc)
+    time.sleep(1.5)
+    back: list[float] = []
+
+    def watch() -> None:
+        wait_for("end of the old br-ul", lambda: not tunnel_endpoint(dc))
+        wait_for("new br-ul", lambda: wires.has_link(dc.chassis["soc1"].netns, "br-ul"))
+        start = time.monotonic()
+        wait_for("tunnel address", lambda: "10.99.0.1/24" in tunnel_endpoint(dc))
+        back.append(time.monotonic() - start)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    dc.kill("soc1", "ovs-vswitchd")
+    watcher.join(30)
+    print(json.dumps({"tunnel_endpoint_back_s": back}))
+    assert back
+    assert back[0] < 1
+    link = wires.ip("-o", "link", "show", "br-ul", netns=dc.chassis["soc1"].netns)
+    assert f"mtu {MTU}" in link
+    assert ",UP" in link
+    dc.warm()
+
+
+def test_chassis_can_be_prepared_again_while_it_runs(dc: DataCentre) -> None:
+    before = dc.vsctl("soc1", "--columns=_uuid,name", "list", "Bridge")
+    dc.chassis["soc1"].prepare()
+    dc.central.prepare()
+    assert dc.vsctl("soc1", "--columns=_uuid,name", "list", "Bridge") == before
+    dc.warm()
+
+
+def test_chassis_speaks_tls_only_to_the_southbound_database(dc: DataCentre) -> None:
+    soc = dc.chassis["soc2"].netns
+    for remote in ("tcp:10.98.0.254:6642", "tcp:10.98.0.254:6641"):
+        refused = dc.run(soc, "ovsdb-client", "--timeout=2", "list-dbs", remote, check=False)
+        assert refused.returncode != 0
+    pki = dc.chassis["soc2"].pki
+    assert pki is not None
+    allowed = dc.run(soc, "ovsdb-client", "--timeout=5", *pki.options(), "list-dbs", "ssl:10.98.0.254:6642")
+    assert "OVN_Southbound" in allowed.stdout
