@@ -33,6 +33,7 @@ class StorageDaemon:
 
     def __init__(self, qmp_socket: str, *, on_change: Callable[[], None], timeout: float = 30.0) -> None:
         self._on_change = on_change
+        self._closing = False
         self._waiting: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._qmp = QmpConnection(
             qmp_socket,
@@ -55,6 +56,7 @@ class StorageDaemon:
         self._qmp.start()
 
     async def close(self) -> None:
+        self._closing = True
         await self._qmp.close()
 
     # ---- what it has ----
@@ -158,11 +160,13 @@ class StorageDaemon:
         asyncio.get_running_loop().call_soon(self._on_change)
 
     def _lost(self) -> None:
-        log.warning("lost the storage daemon at %s", self.path)
+        if not self._closing:
+            log.warning("lost the storage daemon at %s", self.path)
         for (event, subject), future in self._waiting.items():
             if not future.done():
                 future.set_exception(UnavailableError(f"the storage daemon went away before {event} of {subject}"))
-        self._on_change()
+        if not self._closing:
+            self._on_change()
 
     async def _execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         try:
@@ -175,7 +179,7 @@ def refused(command: str, text: str) -> OpenDPUError:
     """The error that QEMU's words mean (it has no error codes for these: util/error.c, block/file-posix.c)."""
     if "No space left" in text or "Disk quota exceeded" in text:
         return ResourceExhaustedError("no space left in the storage pool; delete volumes or enlarge the disk")
-    if "another process using the image" in text or 'Failed to get "' in text or "Failed to lock byte" in text:
+    if "another process using the image" in text or "Failed to get " in text or "Failed to lock byte" in text:
         return FailedPreconditionError(
             "the image is open in another server's storage daemon; delete the disk that uses it there first",
             reason="VolumeInUse",
