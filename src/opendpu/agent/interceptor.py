@@ -1,0 +1,87 @@
+"""What every call goes through: the caller's role, the request id, errors as statuses, a count and a log line."""
+
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from opendpu.agent import metrics
+from opendpu.agent.log import request_id
+from opendpu.agent.rpc import REASON_KEY, REQUEST_ID_KEY, code_of, details_of
+from opendpu.agent.tls import authorize, roles_of
+from opendpu.errors import OpenDPUError
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _guard_stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            _guard_unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+        )
+
+
+def _guard_unary(method: str, behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            _enter(method, context)
+            answer = await behavior(request, context)
+        except Exception as error:
+            await _refuse(method, context, error)
+        metrics.RPCS.labels(method, "OK").inc()
+        return answer
+
+    return guarded
+
+
+def _guard_stream(method: str, behavior: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        try:
+            _enter(method, context)
+            async for answer in behavior(request, context):
+                yield answer
+        except Exception as error:
+            await _refuse(method, context, error)
+        metrics.RPCS.labels(method, "OK").inc()
+
+    return guarded
+
+
+def _enter(method: str, context: grpc.aio.ServicerContext) -> None:
+    # The id goes into logs: what is no plain word is replaced, not written.
+    given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
+    plain = isinstance(given, str) and _REQUEST_ID.fullmatch(given)
+    request_id.set(str(given) if plain else f"req-{uuid.uuid4()}")
+    authorize(method, roles_of(context.auth_context()))
+    log.debug("%s from %s", method, context.peer())
+
+
+async def _refuse(method: str, context: grpc.aio.ServicerContext, error: Exception) -> None:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, OpenDPUError):
+        code, reason, details = code_of(error), error.reason, details_of(error)
+        log.info("%s refused: %s: %s", method, reason, details)
+    else:
+        code, reason = grpc.StatusCode.INTERNAL, "Internal"
+        details = f"the agent failed ({type(error).__name__}); its log has the story under {request_id.get()}"
+        log.error("%s failed", method, exc_info=error)
+    metrics.RPCS.labels(method, code.name).inc()
+    await context.abort(code, details, trailing_metadata=((REASON_KEY, reason),))
