@@ -93,7 +93,7 @@ class DPUDeploy(base.DeployInterface):
         left = [
             failure
             for failure in (
-                _try("the host is not powered off", lambda: conductor_utils.node_power_action(task, states.POWER_OFF)),
+                _try("the host is not powered off", lambda: _power_off(task)),
                 _try("NICs are not taken away", lambda: task.driver.network.unconfigure_tenant_networks(task)),
                 _try("disks and clones are not taken away", lambda: self._release(task, blank_volumes=False)),
             )
@@ -152,6 +152,17 @@ def _latest(statuses: list[pb.Status]) -> datetime | None:
     """When the last of them became ready, by the card's clock; None if the card does not say."""
     ended = [status.stages[-1].ended.ToDatetime(tzinfo=UTC) for status in statuses if status.stages]
     return max(ended, default=None)
+
+
+def _power_off(task: Any) -> None:
+    """Ironic's power action forgets the node's last_error, which says why the deployment failed."""
+    reason = task.node.last_error
+    try:
+        conductor_utils.node_power_action(task, states.POWER_OFF)
+    finally:
+        if reason:
+            task.node.last_error = reason
+            task.node.save()
 
 
 def _try(what: str, action: Callable[[], Any]) -> str:

@@ -9,11 +9,13 @@ from ironic.common import exception, states, utils
 from ironic.drivers import base
 from ironic.drivers.modules.redfish import inspect as redfish_inspect
 from ironic.drivers.modules.redfish import utils as redfish_utils
+from oslo_log import log
 
 from opendpu.agent.v1 import agent_pb2 as pb
 
 from . import agent
 
+LOG = log.getLogger(__name__)
 _MIB_PER_GIB = 1024
 
 
@@ -32,6 +34,9 @@ class DPUInspect(base.InspectInterface):
         properties = {**node.properties, **(_from_bmc(task) if node.management_interface == "redfish" else {})}
         # The host has no disk of its own.
         properties.setdefault("local_gb", 0)
+        if "cpu_arch" not in properties:
+            LOG.warning("The BMC of node %s does not tell its processors: cpu_arch is taken to be x86_64", node.uuid)
+            properties["cpu_arch"] = "x86_64"
         properties["capabilities"] = utils.get_updated_capabilities(
             properties.get("capabilities", ""), {"boot_mode": "uefi"}
         )
@@ -54,17 +59,18 @@ def _from_bmc(task: Any) -> dict[str, Any]:
         system = redfish_utils.get_system(task.node)
         if system.memory_summary and system.memory_summary.size_gib:
             found["memory_mb"] = int(system.memory_summary.size_gib * _MIB_PER_GIB)
-        summary = system.processors.summary
-        if summary.count:
-            found["cpus"] = summary.count
-        architecture = redfish_inspect.PROCESSOR_INSTRUCTION_SET_MAP.get(summary.architecture)
-        if architecture:
-            found["cpu_arch"] = architecture
-    except (sushy.exceptions.MissingAttributeError, sushy.exceptions.ResourceNotFoundError):
-        # A BMC need not tell these; what is missing in the end is reported by name.
-        return found
+        # ComputerSystem.ProcessorSummary: sushy reads it only together with the processors, which a BMC need not have.
+        count = (system.json.get("ProcessorSummary") or {}).get("Count")
+        if isinstance(count, int) and count > 0:
+            found["cpus"] = count
+        try:
+            architecture = system.processors.summary.architecture
+        except (sushy.exceptions.MissingAttributeError, sushy.exceptions.ResourceNotFoundError):
+            architecture = None
     except sushy.exceptions.SushyError as error:
         raise exception.HardwareInspectionFailure(f"The BMC did not describe the system: {error}") from error
+    if name := redfish_inspect.PROCESSOR_INSTRUCTION_SET_MAP.get(architecture):
+        found["cpu_arch"] = name
     return found
 
 
