@@ -17,11 +17,16 @@ mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.ti
     systemd-pstore.service systemd-binfmt.service systemd-firstboot.service systemd-update-utmp.service \
     systemd-update-utmp-runlevel.service systemd-pcrphase.service systemd-pcrphase-sysinit.service \
     systemd-networkd-wait-online.service systemd-network-generator.service systemd-sysusers.service \
-    systemd-hwdb-update.service systemd-modules-load.service systemd-journal-flush.service \
+    systemd-hwdb-update.service systemd-journal-flush.service \
     systemd-machine-id-commit.service systemd-ask-password-wall.path systemd-ask-password-console.path \
     proc-sys-fs-binfmt_misc.automount sys-fs-fuse-connections.mount sys-kernel-config.mount sys-kernel-debug.mount \
     sys-kernel-tracing.mount dev-hugepages.mount dev-mqueue.mount modprobe@.service remote-fs.target \
     cryptsetup.target integritysetup.target veritysetup.target getty-static.service
+
+# Names are looked up by programs that people start: the resolver may come after sshd.
+sed -e '/^Before=/d' -e 's/^After=.*/After=ssh.service/' -e 's/^WantedBy=.*/WantedBy=multi-user.target/' \
+    /lib/systemd/system/systemd-resolved.service > /etc/systemd/system/systemd-resolved.service
+systemctl --quiet disable systemd-resolved.service
 
 systemctl --quiet enable systemd-networkd.service systemd-resolved.service cloud-init-stages.service ssh.service \
     serial-getty@ttyS0.service
