@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from opendpu.lab import wires
 from opendpu.lab.central import Central
 from opendpu.lab.ovn_central import OvnCentral
@@ -69,7 +70,7 @@ def start(root: Path, netns: str, said: list[str]) -> Plane:
     mark("initialised")
     for program in apis:
         supervisor.start_program(program.name)
-    central.wait_ready(120)
+    central.wait_ready(60)
     mark("ready")
     print(f"control plane: {started}")
     return Plane(central, supervisor, netns, started)

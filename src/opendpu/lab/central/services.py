@@ -40,10 +40,10 @@ _STOCK_INTERFACES: dict[str, tuple[str, ...]] = {
 
 
 def enabled_interfaces() -> str:
-    """Ironic's `enabled_*_interfaces`: the stock ones above and all that this distribution brings.
+    """Ironic's `enabled_*_interfaces`: the stock ones above, and all that this distribution brings as the default.
 
-    IPMI is left out where ipmitool(1) is not installed: one interface that cannot load keeps the
-    conductor from starting.
+    IPMI is left out where ipmitool(1) is not installed: one interface that cannot load keeps the conductor
+    from starting.
     """
     ours = {
         (point.group.removeprefix(_INTERFACES), point.name)
@@ -54,8 +54,11 @@ def enabled_interfaces() -> str:
     lines = []
     for kind, stock in _STOCK_INTERFACES.items():
         names = [name for name in stock if name != "ipmitool" or has_ipmi]
-        names += sorted(name for point_kind, name in ours if point_kind == kind)
-        lines.append(f"enabled_{kind}_interfaces = {','.join(names)}")
+        own = sorted(name for point_kind, name in ours if point_kind == kind)
+        lines.append(f"enabled_{kind}_interfaces = {','.join([*names, *own])}")
+        if own:
+            # Ironic prefers `noop` networking where it serves no DHCP itself.
+            lines.append(f"default_{kind}_interface = {own[0]}")
     return "\n".join(lines)
 
 
