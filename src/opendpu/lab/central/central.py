@@ -32,7 +32,7 @@ class Central:
     There is no identity service: whoever is in the namespace is the administrator. `ovn_nb` and `ovn_sb` are the OVN
     databases' addresses there ("tcp:127.0.0.1:6641"). With `cache`, a folder that labs share, the migrated database is
     made once for each set of versions. `log` is the folder where the supervisor writes NAME.log for each program,
-    beside `state` unless told; failures quote from there. Unix sockets are in `run`: keep that short (108 bytes in all).
+    beside `state` unless told; failures quote from there. Unix sockets are in `run`: keep it short (108 bytes in all).
     """
 
     def __init__(
