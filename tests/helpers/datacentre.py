@@ -206,7 +206,8 @@ class Host:
     port_id: str
 
     def ping(self, address: str) -> bool:
-        command = in_netns(self.netns, ["ping", "-c1", "-W1", address])
+        """Whether one of three is answered: a tunnel may lose the first, while it looks for its peer's MAC."""
+        command = in_netns(self.netns, ["ping", "-q", "-c3", "-i0.2", "-W1", address])
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 

@@ -61,6 +61,7 @@ class Rack:
         self.console_log = self.folder / "state/console.log"
         self.nbd = str(self.folder / "nbd.sock")
         self.programs: dict[str, Program] = {}
+        self.images: list[Path] = []
 
     def start_board(self) -> Program:
         for name in (self.card_qmp, self.bmc_qmp):
