@@ -1,7 +1,8 @@
 """Keeps a tunnel endpoint: address, MTU and link state of an OVS internal port.
 
-The internal port of a userspace bridge is a tap that ovs-vswitchd holds: when it dies, the port goes and takes the
-address along, and the new one starts bare. The kernel tells of each such change by rtnetlink(7), so nothing is polled.
+The internal port of a userspace bridge is a tap of ovs-vswitchd's. It outlives a killed ovs-vswitchd, but a new one,
+after the bridge was made anew or with the SoC's first start, begins bare. The kernel tells of each such change
+by rtnetlink(7), so nothing is polled.
 """
 
 import argparse
