@@ -30,6 +30,9 @@ class VolumeAttacher:
     qcow2 metadata in memory until the host flushes; killed and started again, it answers the next flush with success
     and the writes before it are lost in silence. Turn it off only for data that may be lost.
 
+    How much a host reads and writes is asked of the card (`Card.disk_counters`): qemu-storage-daemon does not account
+    what goes through an NBD export (its query-blockstats shows zeros).
+
     All verbs are idempotent. Besides the errors each names they raise UnavailableError while the daemon is away.
     """
 
