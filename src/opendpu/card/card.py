@@ -114,6 +114,14 @@ class Disk:
     unplugging: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class DiskCounters:
+    """Bytes that the host has read and written, since the disk was plugged or the host's board started."""
+
+    bytes_read: int
+    bytes_written: int
+
+
 class HostPower(StrEnum):
     ON = "on"
     OFF = "off"
@@ -188,6 +196,10 @@ class Card(ABC):
     @abstractmethod
     async def disks(self) -> dict[str, Disk]:
         """Disks that the host holds now, by id."""
+
+    @abstractmethod
+    async def disk_counters(self) -> dict[str, DiskCounters]:
+        """What the host did to its disks, by disk id; one question to the hardware for all."""
 
     @abstractmethod
     async def plug_disk(

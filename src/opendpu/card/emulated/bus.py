@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from opendpu.card.card import NbdBackend
+from opendpu.card.card import DiskCounters, NbdBackend
 from opendpu.card.emulated.tap import is_representor
 from opendpu.errors import UnavailableError
 from opendpu.qmp import CommandError, CommandNotFoundError
@@ -106,6 +106,15 @@ class Bus:
             taken=frozenset(slot for slot, _ in found if slot is not None),
             marks=frozenset(marks),
         )
+
+    async def disk_counters(self) -> dict[str, DiskCounters]:
+        counters = {}
+        for backend in await self._qmp.execute_now("query-blockstats"):
+            disk = disk_id(str(backend.get("qdev", "")))
+            if disk is not None:
+                stats = backend["stats"]
+                counters[disk] = DiskCounters(int(stats["rd_bytes"]), int(stats["wr_bytes"]))
+        return counters
 
     async def _device(self, name: str, kind: str, marked: bool) -> tuple[int | None, NicDevice | DiskDevice | None]:
         path = f"/machine/peripheral/{name}"

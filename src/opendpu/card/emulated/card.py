@@ -19,6 +19,7 @@ from opendpu.card.card import (
     CardInfo,
     CardLimits,
     Disk,
+    DiskCounters,
     Function,
     FunctionId,
     FunctionKind,
@@ -145,6 +146,9 @@ class EmulatedCard(Card):
     async def disks(self) -> dict[str, Disk]:
         devices = (await self._bus.snapshot()).disks.values()
         return {device.id: _disk(device) for device in devices}
+
+    async def disk_counters(self) -> dict[str, DiskCounters]:
+        return await self._bus.disk_counters()
 
     async def plug_disk(
         self, id: str, backend: NbdBackend, *, serial: str, boot: bool = False, read_only: bool = False
