@@ -1,11 +1,12 @@
 """The agent without its API: the parts of a card, joined by desired state and events."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from opendpu.agent import metrics
-from opendpu.agent.controller import Controller
+from opendpu.agent.controller import Controller, Resource
 from opendpu.agent.disks import Disks
 from opendpu.agent.interfaces import Interfaces
 from opendpu.agent.reconciler import Reconciler
@@ -122,9 +123,8 @@ class Agent:
         for controller in (self.interfaces, self.disks):
             resources = controller.resources
             for name, state in pb.State.items():
-                metrics.RESOURCES.labels(controller.kind, name.removeprefix("STATE_").lower()).set_function(
-                    lambda resources=resources, state=state: sum(r.status.state == state for r in resources.values())
-                )
+                gauge = metrics.RESOURCES.labels(controller.kind, name.removeprefix("STATE_").lower())
+                gauge.set_function(partial(_count, resources, state))
 
     # ---- events: each says only where to look ----
 
@@ -163,3 +163,8 @@ class Agent:
             self.server.saw_packets(representor, port.rx_packets)
         self.interfaces.look_at_port(representor, port)
         return True
+
+
+def _count(resources: "Mapping[str, Resource[Any]]", state: int) -> float:
+    # Called by the metrics thread: a copy, since the loop may be changing the dictionary.
+    return sum(resource.status.state == state for resource in list(resources.values()))

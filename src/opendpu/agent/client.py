@@ -77,7 +77,7 @@ class AgentClient:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -93,13 +93,16 @@ class AgentClient:
             raise InvalidArgumentError(f"kind {kind!r} is none of pf, vf, sf")
         spec = pb.InterfaceSpec(port_id=port_id, mac=mac, mtu=mtu, kind=_KINDS[kind])
         request = pb.CreateInterfaceRequest(id=id, spec=spec, deadline=_duration(deadline))
-        return self._call(self._interfaces.CreateInterface, request)
+        answer: pb.Interface = self._call(self._interfaces.CreateInterface, request)
+        return answer
 
     def delete_interface(self, id: str) -> pb.Interface:
-        return self._call(self._interfaces.DeleteInterface, pb.DeleteInterfaceRequest(id=id))
+        answer: pb.Interface = self._call(self._interfaces.DeleteInterface, pb.DeleteInterfaceRequest(id=id))
+        return answer
 
     def get_interface(self, id: str) -> pb.Interface:
-        return self._call(self._interfaces.GetInterface, pb.GetInterfaceRequest(id=id))
+        answer: pb.Interface = self._call(self._interfaces.GetInterface, pb.GetInterfaceRequest(id=id))
+        return answer
 
     def list_interfaces(self) -> list[pb.Interface]:
         return list(self._call(self._interfaces.ListInterfaces, pb.ListInterfacesRequest()).interfaces)
@@ -125,13 +128,16 @@ class AgentClient:
         else:
             spec.config_drive = config_drive
         request = pb.CreateDiskRequest(id=id, spec=spec, deadline=_duration(deadline))
-        return self._call(self._disks.CreateDisk, request)
+        answer: pb.Disk = self._call(self._disks.CreateDisk, request)
+        return answer
 
     def delete_disk(self, id: str) -> pb.Disk:
-        return self._call(self._disks.DeleteDisk, pb.DeleteDiskRequest(id=id))
+        answer: pb.Disk = self._call(self._disks.DeleteDisk, pb.DeleteDiskRequest(id=id))
+        return answer
 
     def get_disk(self, id: str) -> pb.Disk:
-        return self._call(self._disks.GetDisk, pb.GetDiskRequest(id=id))
+        answer: pb.Disk = self._call(self._disks.GetDisk, pb.GetDiskRequest(id=id))
+        return answer
 
     def list_disks(self) -> list[pb.Disk]:
         return list(self._call(self._disks.ListDisks, pb.ListDisksRequest()).disks)
@@ -140,13 +146,15 @@ class AgentClient:
 
     def create_volume(self, id: str, *, image: str = "", size_bytes: int = 0) -> pb.Volume:
         spec = pb.VolumeSpec(image=image, size_bytes=size_bytes)
-        return self._call(self._volumes.CreateVolume, pb.CreateVolumeRequest(id=id, spec=spec))
+        answer: pb.Volume = self._call(self._volumes.CreateVolume, pb.CreateVolumeRequest(id=id, spec=spec))
+        return answer
 
     def delete_volume(self, id: str) -> None:
         self._call(self._volumes.DeleteVolume, pb.DeleteVolumeRequest(id=id))
 
     def get_volume(self, id: str) -> pb.Volume:
-        return self._call(self._volumes.GetVolume, pb.GetVolumeRequest(id=id))
+        answer: pb.Volume = self._call(self._volumes.GetVolume, pb.GetVolumeRequest(id=id))
+        return answer
 
     def list_volumes(self) -> list[pb.Volume]:
         return list(self._call(self._volumes.ListVolumes, pb.ListVolumesRequest()).volumes)
@@ -157,7 +165,8 @@ class AgentClient:
     # ---- the server ----
 
     def get_server(self) -> pb.Server:
-        return self._call(self._servers.GetServer, pb.GetServerRequest())
+        answer: pb.Server = self._call(self._servers.GetServer, pb.GetServerRequest())
+        return answer
 
     def watch_server(self, timeout: float) -> Iterator[pb.Server]:
         """The server now and each change, for `timeout` seconds; then DeadlineError."""
@@ -221,8 +230,8 @@ class AgentClient:
         events: queue.SimpleQueue[tuple[str, bool, Any] | OpenDPUError] = queue.SimpleQueue()
         deadline = time.monotonic() + timeout
         ended = threading.Event()
-        waiting = {("interface", id): "not heard of yet" for id in interfaces}
-        waiting |= {("disk", id): "not heard of yet" for id in disks}
+        waiting = {("interface", each): "not heard of yet" for each in interfaces}
+        waiting |= {("disk", each): "not heard of yet" for each in disks}
 
         def watch(kind: str, ids: Collection[str]) -> None:
             method = self._interfaces.WatchInterfaces if kind == "interface" else self._disks.WatchDisks
@@ -262,14 +271,14 @@ class AgentClient:
         except queue.Empty:
             if away is not None:
                 raise away from None
-            stories = "; ".join(f"{kind} {id}: {story}" for (kind, id), story in waiting.items())
+            stories = "; ".join(f"{kind} {key}: {story}" for (kind, key), story in waiting.items())
             raise DeadlineError(f"not {goal} within {timeout:g} s: {stories}") from None
         finally:
             ended.set()
 
     # ---- calls ----
 
-    def _call(self, method: Callable[..., T], request: object) -> T:
+    def _call(self, method: Callable[..., Any], request: object) -> Any:
         try:
             return method(request, timeout=self.timeout, metadata=self._metadata)
         except grpc.RpcError as error:

@@ -119,8 +119,8 @@ class Controller(ABC, Generic[SpecT]):
             raise NotFoundError(f"there is no {self.kind} {id} here") from None
 
     def wake_all(self) -> None:
-        for id in self.resources:
-            self._reconciler.wake(self.kind, id)
+        for key in self.resources:
+            self._reconciler.wake(self.kind, key)
 
     async def close(self) -> None:
         """Finish writes that were begun; forget timers and watchers."""
@@ -138,7 +138,7 @@ class Controller(ABC, Generic[SpecT]):
             existing = self.resources.get(id)
             if existing is not None:
                 return self._again(existing, digest)
-            allocation = self._allocate(id, spec)
+            allocation = self._allocate(spec)
             raw = spec.SerializeToString()
             cause = request_id.get()
             await self._store.add(Record(self.kind, id, 1, raw, False, allocation, cause, deadline_s))
@@ -285,7 +285,7 @@ class Controller(ABC, Generic[SpecT]):
                 self._begin(resource)
             self._set(resource, pb.STATE_PENDING, reason, message)
 
-    def _set(self, resource: Resource[SpecT], state: pb.State, reason: str, message: str) -> None:
+    def _set(self, resource: Resource[SpecT], state: "pb.State.ValueType", reason: str, message: str) -> None:
         status = resource.status
         new = (state, reason, message, resource.generation)
         if new != (status.state, status.reason, status.message, status.observed_generation):
@@ -313,7 +313,7 @@ class Controller(ABC, Generic[SpecT]):
         """Refuse what can't work, by asking others; for what needs no waiting there is `_allocate`."""
 
     @abstractmethod
-    def _allocate(self, id: str, spec: SpecT) -> str:
+    def _allocate(self, spec: SpecT) -> str:
         """Choose what of the hardware it gets, or refuse. Must not wait: the choice stands until it is stored."""
 
     def _admitted(self, resource: Resource[SpecT]) -> None:

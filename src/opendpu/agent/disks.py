@@ -117,7 +117,7 @@ class Disks(Controller[pb.DiskSpec]):
         if volume.in_use_by not in ("", id):
             raise _in_use(spec.volume_id, volume.in_use_by)
 
-    def _allocate(self, id: str, spec: pb.DiskSpec) -> str:
+    def _allocate(self, spec: pb.DiskSpec) -> str:
         for other in self.resources.values():
             if spec.volume_id and other.spec.volume_id == spec.volume_id:
                 raise _in_use(spec.volume_id, f"disk {other.id}")
@@ -182,10 +182,10 @@ class Disks(Controller[pb.DiskSpec]):
         found = set(await self._attacher.exports())
         if await self._card.host_power() is not HostPower.ABSENT:
             found |= set(await self._card.disks())
-        for id in found - set(self.resources):
-            log.warning("disk %s is there but in nobody's name: taking it away", id)
+        for disk in found - set(self.resources):
+            log.warning("disk %s is there but in nobody's name: taking it away", disk)
             metrics.LEAKS.labels(self.kind).inc()
-            self.wake(id)
+            self.wake(disk)
         return True
 
 

@@ -82,8 +82,8 @@ class Interfaces(Controller[pb.InterfaceSpec]):
 
     def wake_owner(self, representor: str) -> None:
         """Something changed at a representor."""
-        if (id := self._owners.get(representor)) is not None:
-            self._reconciler.wake(self.kind, id)
+        if (owner := self._owners.get(representor)) is not None:
+            self._reconciler.wake(self.kind, owner)
 
     def wake_sweep(self) -> None:
         self._reconciler.wake("unowned-functions", "")
@@ -98,7 +98,7 @@ class Interfaces(Controller[pb.InterfaceSpec]):
     def _parse(self, raw: bytes) -> pb.InterfaceSpec:
         return pb.InterfaceSpec.FromString(raw)
 
-    def _allocate(self, id: str, spec: pb.InterfaceSpec) -> str:
+    def _allocate(self, spec: pb.InterfaceSpec) -> str:
         for other in self.resources.values():
             if other.spec.mac == spec.mac:
                 raise AlreadyExistsError(f"interface {other.id} has MAC {spec.mac} already", reason="DuplicateMac")

@@ -126,7 +126,7 @@ class ServerState:
             # At our start the host may long be on: then what the store remembers of its power-on holds.
             remembered = not self._looked.is_set() and self._evidence.powered_on
             if power is HostPower.ON and before is not HostPower.ON and not remembered:
-                reads = {id: counters.bytes_read for id, counters in (await self._disks.read_counters()).items()}
+                reads = {disk: counters.bytes_read for disk, counters in (await self._disks.read_counters()).items()}
                 self._evidence = BootEvidence.begin(await self._rx_packets(), reads)
                 log.info("the host was powered on")
             if power is HostPower.ON and not self._evidence.first_packet and (self._poll is None or self._poll.done()):

@@ -1,9 +1,10 @@
 """The gRPC services: they check what came in and hand on; what happens is decided by the agent's parts."""
 
-from collections.abc import AsyncIterator
-from typing import Any
+# The generated base classes prescribe the methods' names and arguments.
+# ruff: noqa: N802, ARG002, A001
 
-import grpc
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
 
 from opendpu.agent import validate
 from opendpu.agent.agent import Agent
@@ -11,7 +12,7 @@ from opendpu.agent.server_state import KEY
 from opendpu.agent.v1 import agent_pb2 as pb
 from opendpu.agent.v1 import agent_pb2_grpc as rpc
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no type hints
 
 
 class InterfacesService(rpc.InterfacesServicer):

@@ -17,7 +17,7 @@ def timestamp(seconds: float) -> Timestamp:
 
 @dataclass(slots=True)
 class Status:
-    state: pb.State = pb.STATE_PENDING
+    state: "pb.State.ValueType" = pb.STATE_PENDING
     reason: str = ""
     message: str = ""
     observed_generation: int = 0

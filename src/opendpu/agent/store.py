@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from opendpu.errors import FailedPreconditionError, OpenDPUError, ResourceExhaustedError
 
@@ -161,7 +161,7 @@ class Store:
             self._db = None
         self._lock.close()
 
-    def _query(self, statement: str, *values: object) -> list[tuple[object, ...] | sqlite3.Row]:
+    def _query(self, statement: str, *values: object) -> list[Any]:
         if self._db is None:
             raise FailedPreconditionError("the agent is stopping", reason="Stopping")
         try:

@@ -40,7 +40,7 @@ def resource_id(id: str, field: str = "id") -> str:
 def watch_ids(ids: list[str]) -> list[str]:
     if len(ids) > WATCH_IDS_MAX:
         raise InvalidArgumentError(f"{len(ids)} ids to watch are too many; at most {WATCH_IDS_MAX}, none means all")
-    return [resource_id(id, "ids") for id in dict.fromkeys(ids)]
+    return [resource_id(each, "ids") for each in dict.fromkeys(ids)]
 
 
 def deadline(duration: Duration | None, default: float) -> float:

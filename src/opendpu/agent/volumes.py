@@ -1,5 +1,6 @@
 """Volumes: what disks are made of. The pool itself keeps them, so there is no desired state here."""
 
+import builtins
 from typing import TYPE_CHECKING
 
 from opendpu.agent import validate
@@ -38,7 +39,7 @@ class Volumes:
     async def list(self) -> list[pb.Volume]:
         return [_message(info) for info in await self._attacher.volumes()]
 
-    async def images(self) -> "list[pb.Image]":
+    async def images(self) -> builtins.list[pb.Image]:
         return [
             pb.Image(name=image.name, size_bytes=image.size_bytes, sha256=image.sha256)
             for image in await self._attacher.images()
