@@ -179,5 +179,5 @@ def test_secrets_and_sockets_are_roots_only(home: tuple[Path, str], plane: Any) 
     assert isinstance(plane.central, Central)
     for path in (root / "central/conf").iterdir():
         assert path.stat().st_mode & 0o077 == 0, path
-    for folder in ("central/mariadb", "run/central", "central/conf"):
+    for folder in ("central", "central/mariadb", "run/central", "central/conf"):
         assert (root / folder).stat().st_mode & 0o077 == 0, folder

@@ -82,10 +82,11 @@ class Services:
 
     def prepare(self, socket: Path) -> None:
         """Write all configuration; `socket` is MariaDB's."""
-        for folder in (
-            self._conf, self._run / "lock", self._state / "neutron", self._state / "ironic" / "http",
-        ):  # fmt: skip
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private = (self._state, self._run, self._conf, self._run / "lock")
+        for folder in (*private, self._state / "neutron", self._state / "ironic" / "http"):
+            folder.mkdir(parents=True, exist_ok=True)
+        for folder in private:
+            folder.chmod(0o700)  # parents do not get mkdir's mode
         values = {
             "state": self._state,
             "run": self._run,
