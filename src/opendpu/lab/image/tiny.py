@@ -21,7 +21,7 @@ FILES = {
     "tiny-hardware": "www/cgi-bin/hardware",
 }
 KERNEL_ARGUMENTS = (
-    "console=ttyS0 quiet loglevel=3 no_timer_check nowatchdog mitigations=off cryptomgr.notests "
+    "rw console=ttyS0 quiet loglevel=3 no_timer_check nowatchdog mitigations=off cryptomgr.notests "
     "random.trust_cpu=on 8250.nr_uarts=1 net.ifnames=0 init=/init panic=-1"
 )
 
