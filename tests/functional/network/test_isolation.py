@@ -70,19 +70,11 @@ def udp(source_mac: str, to_mac: str, source_ip: str, to_ip: str, payload: str) 
     return plain(to_mac) + plain(source_mac) + "0800" + bytes(header).hex() + datagram.hex()
 
 
-def arp(source_mac: str, claimed_mac: str, claimed_ip: str, to_ip: str) -> str:
-    """A broadcast ARP request (RFC 826)."""
-    ips = ["".join(f"{int(part):02x}" for part in address.split(".")) for address in (claimed_ip, to_ip)]
-    return (
-        "ffffffffffff"
-        + plain(source_mac)
-        + "0806"
-        + "0001080006040001"
-        + plain(claimed_mac)
-        + ips[0]
-        + "0" * 12
-        + ips[1]
-    ).ljust(120, "0")
+def arp(source: Host, to: Host, claimed_ip: str) -> str:
+    """An unasked ARP reply (RFC 826): how a neighbour's cache is poisoned. Requests OVN answers by itself."""
+    ips = ["".join(f"{int(part):02x}" for part in address.split(".")) for address in (claimed_ip, to.address)]
+    body = "0001080006040002" + plain(source.mac) + ips[0] + plain(to.mac) + ips[1]
+    return (plain(to.mac) + plain(source.mac) + "0806" + body).ljust(120, "0")
 
 
 MARK = "6f70656e6470752d"
@@ -98,15 +90,15 @@ async def test_spoofed_frames_are_dropped(dc: DataCentre, make_host: MakeHost, p
 
     # The honest frames arrive, so the method can see what it looks for.
     assert arrived(one, two, udp(one.mac, two.mac, one.address, two.address, MARK), MARK) == 5
-    honest = arp(one.mac, one.mac, one.address, two.address)
-    assert arrived(one, two, honest, honest[44:64]) > 0
+    honest = arp(one, two, one.address)
+    assert arrived(one, two, honest, honest[28:64]) == 5
 
     spoofed_mac = udp(FOREIGN, two.mac, one.address, two.address, MARK)
     assert arrived(one, two, spoofed_mac, MARK) == 0
     spoofed_ip = udp(one.mac, two.mac, "10.0.0.77", two.address, MARK)
     assert arrived(one, two, spoofed_ip, MARK) == 0
-    poisoned = arp(one.mac, one.mac, "10.0.0.1", two.address)
-    assert arrived(one, two, poisoned, poisoned[44:64]) == 0
+    poisoned = arp(one, two, "10.0.0.1")
+    assert arrived(one, two, poisoned, poisoned[28:64]) == 0
     tagged = plain(two.mac) + plain(one.mac) + "81000064" + udp(one.mac, two.mac, one.address, two.address, MARK)[24:]
     assert arrived(one, two, tagged, MARK) == 0
 
