@@ -1,5 +1,6 @@
 """The tiny image boots with both firmwares, answers TCP, and sees NICs and disks come and go."""
 
+import asyncio
 import os
 import time
 import urllib.request
@@ -47,7 +48,7 @@ async def test_boots_answers_tcp_and_sees_hot_plug(tiny_image: Path, boot, folde
         end = time.monotonic() + 60
         while " 2048 vol" not in " ".join(hardware(server).split()):
             assert time.monotonic() < end, f"the plugged disk is not seen:\n{hardware(server)}"
-            time.sleep(0.2)
+            await asyncio.sleep(0.2)
 
 
 def test_the_probe_tells_booting_from_not_booting(tiny_image: Path, folder: Path) -> None:

@@ -6,6 +6,7 @@ on port 80 with what it sees of its hardware, and has a root shell on the consol
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from opendpu.lab.image.disk import Identity, make_disk
@@ -44,7 +45,9 @@ def build(work: Path, key: str, tools: Tools) -> Path:
         shutil.copyfile(TEMPLATES / name, path)
         path.chmod(0o755)
     shutil.copy(unpacked / "bin/busybox", root / "bin/busybox")
-    (root / "bin/sh").symlink_to("busybox")
+    # The root stays read-only: the links are made now. The kernel opens /dev/console before anything mounts /dev.
+    tools.run("chroot", root, "/bin/busybox", "--install", "-s", "/bin")
+    os.mknod(root / "dev/console", 0o600 | stat.S_IFCHR, os.makedev(5, 1))
     shutil.copy(max((unpacked / "boot").glob("vmlinuz-*")), root / "vmlinuz")
     _copy_modules(unpacked, root, tools)
     tools.progress("writing the disk")
