@@ -189,7 +189,7 @@ class AgentClient:
                 raise error_of_reason(status.reason, f"{kind} {resource.id}: {status.message}")
             if status.state == pb.STATE_READY:
                 return None
-            return _story(kind, resource)
+            return _story(resource)
 
         self._wait_each(interfaces, disks, timeout, ready, "ready")
 
@@ -197,7 +197,7 @@ class AgentClient:
         """Return when none of them is there. Raises DeadlineError or UnavailableError, as `wait_ready` does."""
 
         def gone(kind: str, deleted: bool, resource: pb.Interface | pb.Disk) -> str | None:
-            return None if deleted else _story(kind, resource)
+            return None if deleted else _story(resource)
 
         self._wait_each(interfaces, disks, timeout, gone, "gone")
 
@@ -317,7 +317,7 @@ def _duration(seconds: float | None) -> Duration | None:
     return None if seconds is None else Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
 
 
-def _story(kind: str, resource: pb.Interface | pb.Disk) -> str:
+def _story(resource: pb.Interface | pb.Disk) -> str:
     status = resource.status
     state = pb.State.Name(status.state).removeprefix("STATE_").lower()
     return ": ".join(part for part in (state, status.reason, status.message) if part)

@@ -12,7 +12,7 @@ from opendpu.agent.reconciler import Reconciler
 from opendpu.agent.slots import Slots
 from opendpu.agent.store import Store
 from opendpu.agent.v1 import agent_pb2 as pb
-from opendpu.card.card import Card, HostPower, NbdBackend
+from opendpu.card.card import Card, DiskCounters, HostPower, NbdBackend
 from opendpu.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -22,7 +22,7 @@ from opendpu.errors import (
 )
 
 if TYPE_CHECKING:
-    from opendpu.storage.attacher import DiskCounters, VolumeAttacher
+    from opendpu.storage.attacher import VolumeAttacher
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Disks(Controller[pb.DiskSpec]):
         return validate.disk(id, spec, default_serial(id))
 
     async def messages(self, resources: Sequence[Disk]) -> list[pb.Disk]:
-        """With counters asked of the storage daemon now; when it does not answer, the last ones known."""
+        """With counters asked of the card now; when it does not answer, the last ones known."""
         await self.read_counters()
         return [self.message(resource) for resource in resources]
 
@@ -73,12 +73,12 @@ class Disks(Controller[pb.DiskSpec]):
             bytes_written=counters.bytes_written if counters else 0,
         )
 
-    async def read_counters(self) -> "dict[str, DiskCounters]":
+    async def read_counters(self) -> dict[str, DiskCounters]:
         try:
             async with asyncio.timeout(_COUNTERS_TIMEOUT_S):
-                self._counters = await self._attacher.counters()
+                self._counters = await self._card.disk_counters()
         except (OpenDPUError, TimeoutError) as error:
-            log.debug("the storage daemon gives no counters: %s", error)
+            log.debug("the card gives no counters: %s", error)
         return self._counters
 
     def boot_disk(self) -> str:

@@ -15,7 +15,7 @@ class BootEvidence:
     first_packet: float = 0.0
     bytes_read: int = 0
     rx_baseline: dict[str, int] = field(default_factory=dict)  # representor -> packets before the power-on
-    disk_counter: dict[str, int] = field(default_factory=dict)  # disk -> the storage daemon's count when last seen
+    disk_counter: dict[str, int] = field(default_factory=dict)  # disk -> the card's count when last seen
 
     @classmethod
     def begin(cls, rx_packets: Mapping[str, int], disk_counter: Mapping[str, int]) -> "BootEvidence":
@@ -33,9 +33,9 @@ class BootEvidence:
         return json.dumps(asdict(self))
 
     def saw_disk(self, disk: str, counter: int) -> bool:
-        """The storage daemon counted `counter` bytes read of the boot disk. Returns whether that is news."""
+        """The card counted `counter` bytes read of the boot disk. Returns whether that is news."""
         before = self.disk_counter.get(disk, 0)
-        more = counter - before if counter >= before else counter  # a daemon that was restarted counts from 0
+        more = counter - before if counter >= before else counter  # a disk plugged anew counts from 0
         self.disk_counter[disk] = counter
         if more:
             self.bytes_read += more

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from opendpu.agent import metrics
 from opendpu.agent.log import request_id
 from opendpu.agent.rpc import REASON_KEY, REQUEST_ID_KEY, code_of, details_of
 from opendpu.agent.tls import authorize, roles_of
-from opendpu.errors import OpenDPUError
+from opendpu.errors import InvalidArgumentError, OpenDPUError
 
 log = logging.getLogger(__name__)
 
@@ -28,21 +29,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        method = handler_call_details.method
+        method, parse = handler_call_details.method, handler.request_deserializer
+        # Bytes come to the guards as they are: who may not call is not parsed, and what can't be parsed is refused in
+        # the API's own words (gRPC's would be UNKNOWN).
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            _guard_unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
-        )
+            stream = _guard_stream(method, parse, handler.unary_stream)
+            return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
+        unary = _guard_unary(method, parse, handler.unary_unary)
+        return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
 
 
-def _guard_unary(method: str, behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Any:
+Parse = Callable[[bytes], Any]
+
+
+def _guard_unary(method: str, parse: Parse, behavior: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def guarded(raw: bytes, context: grpc.aio.ServicerContext) -> Any:
         try:
-            _enter(method, context)
-            answer = await behavior(request, context)
+            answer = await behavior(_enter(method, parse, raw, context), context)
         except Exception as error:
             await _refuse(method, context, error)
         metrics.RPCS.labels(method, "OK").inc()
@@ -51,11 +54,12 @@ def _guard_unary(method: str, behavior: Callable[..., Awaitable[Any]]) -> Callab
     return guarded
 
 
-def _guard_stream(method: str, behavior: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+def _guard_stream(
+    method: str, parse: Parse, behavior: Callable[..., AsyncIterator[Any]]
+) -> Callable[..., AsyncIterator[Any]]:
+    async def guarded(raw: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         try:
-            _enter(method, context)
-            async for answer in behavior(request, context):
+            async for answer in behavior(_enter(method, parse, raw, context), context):
                 yield answer
         except Exception as error:
             await _refuse(method, context, error)
@@ -64,13 +68,17 @@ def _guard_stream(method: str, behavior: Callable[..., AsyncIterator[Any]]) -> C
     return guarded
 
 
-def _enter(method: str, context: grpc.aio.ServicerContext) -> None:
+def _enter(method: str, parse: Parse, raw: bytes, context: grpc.aio.ServicerContext) -> Any:
     # The id goes into logs: what is no plain word is replaced, not written.
     given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
     plain = isinstance(given, str) and _REQUEST_ID.fullmatch(given)
     request_id.set(str(given) if plain else f"req-{uuid.uuid4()}")
     authorize(method, roles_of(context.auth_context()))
     log.debug("%s from %s", method, context.peer())
+    try:
+        return parse(raw)
+    except DecodeError as error:
+        raise InvalidArgumentError(f"the request is damaged or not of this API: {error}") from None
 
 
 async def _refuse(method: str, context: grpc.aio.ServicerContext, error: Exception) -> None:

@@ -51,6 +51,8 @@ def main() -> int:
 
 async def run(config: configuration.Config) -> None:
     """Serve until SIGTERM or SIGINT."""
+    # The ovs package imports eventlet if it happens to be installed (19 MB); nothing here uses it.
+    sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]
     from opendpu.agent.agent import Agent
     from opendpu.agent.server import AgentServer
     from opendpu.agent.store import Store

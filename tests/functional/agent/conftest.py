@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from opendpu.agent.client import AgentClient
-from opendpu.errors import DeadlineError
+from opendpu.errors import UnavailableError
 from opendpu.pki import Authority
 from opendpu.storage.program import daemon_command
 
@@ -64,20 +65,10 @@ ovsdb = "unix:{folder}/db.sock"
             "ovsdb",
             ["ovsdb-server", f"--remote=punix:{folder}/db.sock", f"{folder}/conf.db", f"--unixctl={folder}/db.ctl"],
         )
-        vsctl = ["ovs-vsctl", f"--db=unix:{folder}/db.sock", "--timeout=10", "--no-wait"]
-        subprocess.run(
-            [
-                *vsctl,
-                "init",
-                "--",
-                "set",
-                "Open_vSwitch",
-                ".",
-                "external_ids:hostname=soc-1",
-                "external_ids:system-id=system-1",
-            ],
-            check=True,
-        )
+        vsctl = ["ovs-vsctl", f"--db=unix:{folder}/db.sock", "--timeout=10", "--no-wait", "--retry"]
+        subprocess.run([*vsctl, "init"], check=True)
+        ids = ["external_ids:hostname=soc-1", "external_ids:system-id=system-1"]
+        subprocess.run([*vsctl, "set", "Open_vSwitch", ".", *ids], check=True)
         self.start("storage", list(daemon_command(f"{folder}/qmp", f"{folder}/nbd")))
 
     def start(self, name: str, command: list[str]) -> None:
@@ -89,21 +80,15 @@ ovsdb = "unix:{folder}/db.sock"
         self.write_config()
         self.start("agent", [sys.executable, "-m", "opendpu.agent.main", "--config", str(self.config)])
         with self.client() as client:
-            try:
-                client.wait_healthy(0.0)
-            except DeadlineError:
-                pass
             self.wait_answers(client)
 
     def wait_answers(self, client: AgentClient) -> None:
-        import time
-
         end = time.monotonic() + 20
         while True:
             try:
                 client.get_server()
                 return
-            except Exception:
+            except UnavailableError:
                 if time.monotonic() > end or self.processes["agent"].poll() is not None:
                     print((self.folder / "agent.log").read_text())
                     raise

@@ -26,6 +26,7 @@ class FakeCard(c.Card):
         self.fail: list[Exception] = []  # raised by the next calls that change something
         self.stubborn = False  # the host's OS does not release
         self.started = False
+        self.read: dict[str, int] = {}
 
     async def start(self):
         self.started = True
@@ -74,6 +75,10 @@ class FakeCard(c.Card):
             self.nics[id] = dataclasses.replace(self.nics[id], unplugging=True)
             raise DeadlineError("not released", reason="WaitingForHostRelease")
         self.nics.pop(id, None)
+
+    async def disk_counters(self):
+        self._bus()
+        return {disk: c.DiskCounters(self.read.get(disk, 0), 0) for disk in self.held}
 
     async def plug_disk(self, id, backend, *, serial, boot=False, read_only=False):
         self._change()
@@ -157,7 +162,6 @@ class FakeAttacher:
         self.pool: dict[str, SimpleNamespace] = {}
         self.served: dict[str, c.NbdBackend] = {}
         self.drives: dict[str, bytes] = {}
-        self.read: dict[str, int] = {}
         self.handlers = []
         self.fail: list[Exception] = []
 
@@ -171,7 +175,6 @@ class FakeAttacher:
 
     def restart(self):
         self.served.clear()
-        self.read.clear()
         for handler in list(self.handlers):
             handler()
 
@@ -209,9 +212,6 @@ class FakeAttacher:
 
     async def exports(self):
         return dict(self.served)
-
-    async def counters(self):
-        return {disk: SimpleNamespace(bytes_read=self.read.get(disk, 0), bytes_written=0) for disk in self.served}
 
 
 class World:

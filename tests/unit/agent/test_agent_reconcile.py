@@ -220,21 +220,21 @@ async def test_boot_evidence_is_since_the_power_on(world):
     resource, disk = await create_nic(agent), await create_disk(agent, boot=True)
     await until(lambda: resource.status.state == disk.status.state == pb.STATE_READY, "ready")
     world.binder.change("pf0vf0", rx_packets=7)
-    world.attacher.read["d1"] = 1000
+    world.card.read["d1"] = 1000
     assert not (await agent.server.refresh()).HasField("powered_on")
     world.card.power = c.HostPower.ON
     world.card.emit(c.CardEventKind.HOST_POWER)
     await until(lambda: agent.server._evidence.powered_on > 0, "power-on seen")
     server = await agent.server.message()
     assert (server.boot_disk_bytes_read, server.first_packet_seen) == (0, False)
-    world.attacher.read["d1"] = 1500
+    world.card.read["d1"] = 1500
     await until(lambda: agent.server._evidence.bytes_read == 500, "bytes counted from the power-on")
     await agent.close()
     agent = await world.agent()  # a restart of the agent forgets nothing
     assert (await agent.server.refresh()).powered_on == server.powered_on
     world.binder.change("pf0vf0", rx_packets=8)
     await until(lambda: agent.server._evidence.first_packet > 0, "first packet")
-    await until(lambda: agent.server._poll.done(), "nothing is asked any more")
+    await until(agent.server._poll.done, "nothing is asked any more")
     assert (await agent.server.refresh()).first_packet_seen
     await agent.close()
 
