@@ -162,3 +162,8 @@ def boot(folder: Path):
             return server
 
         yield start
+
+
+@pytest.fixture(name="config_drive")
+def config_drive_fixture():
+    return config_drive
