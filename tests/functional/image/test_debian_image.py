@@ -34,12 +34,14 @@ def test_config_drive_names_the_server_lets_the_key_in_and_runs_the_script(
     ]  # fmt: skip
 
     def run(command: str) -> str:
-        done = subprocess.run([*ssh, command], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            [*ssh, command], check=False, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     end = time.monotonic() + 60
-    while subprocess.run([*ssh, "true"], capture_output=True, stdin=subprocess.DEVNULL).returncode != 0:
+    while subprocess.run([*ssh, "true"], check=False, capture_output=True, stdin=subprocess.DEVNULL).returncode != 0:
         assert time.monotonic() < end, server.console()[-3000:]
         time.sleep(0.5)
     print(f"login after {server.elapsed():.1f} s")
