@@ -34,14 +34,18 @@ class Console:
     async def run(self, command: str, timeout: float = 30) -> str:
         """Run a command in the guest; its output. A command that fails is an AssertionError."""
         mark = f"M{next(self._count)}"
-        # The echo of the command has $? where the answer has a number.
         self._writer.write(f"{command}; echo {mark}=$?=\n".encode())
-        await self.expect(f"{mark}=$?=".encode(), timeout)
-        output = await self.expect(f"{mark}=".encode(), timeout)
-        code = await self.expect(b"=", timeout)
+        code = b""
+        while not code.isdigit():  # the echo of the command, once or twice, has $? where the answer has a number
+            output = await self.expect(f"{mark}=".encode(), timeout)
+            code = await self.expect(b"=", timeout)
         if code != b"0":
             raise AssertionError(f"{command}: status {code!r}: {output!r}")
         return output.decode(errors="replace").replace("\r", "").strip()
+
+    async def send(self, line: str) -> None:
+        self._writer.write(f"{line}\n".encode())
+        await self._writer.drain()
 
     def close(self) -> None:
         self._writer.close()

@@ -57,7 +57,7 @@ class Server:
         console = await Console.open(str(self.rack.folder / "run/console.sock"))
         await console.expect(b"READY up", timeout=120)
         await asyncio.sleep(0.5)  # the shell starts after the word
-        await console.run("true")
+        await console.run("stty cols 2000")  # the shell breaks the echo of a longer line
         return console
 
 

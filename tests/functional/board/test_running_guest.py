@@ -72,8 +72,8 @@ async def test_the_guest_stalls_and_loses_nothing_while_the_storage_daemon_is_aw
     await console.run("disk=/dev/$(basename $(dirname $(dirname $(grep -l DATA1 /sys/block/*/device/serial))))")
     await console.run("dd if=/dev/urandom of=/tmp/blob bs=1M count=8")
     await console.run(
-        "(for n in 0 1 2 3 4 5 6 7; do dd if=/tmp/blob of=$disk bs=1M count=1 skip=$n seek=$n conv=fsync,notrunc"
-        " || echo FAILED; usleep 200000; done; echo WRITTEN) > /tmp/log 2>&1 &"
+        "{ (for n in 0 1 2 3 4 5 6 7; do dd if=/tmp/blob of=$disk bs=1M count=1 skip=$n seek=$n conv=fsync,notrunc"
+        " || echo FAILED; usleep 200000; done; echo WRITTEN) > /tmp/log 2>&1 & }"
     )
     server.rack.programs["storage"].stop()
     await asyncio.sleep(1)
@@ -106,7 +106,7 @@ async def test_a_guest_that_switches_itself_off_is_off_and_its_memory_is_gone(se
     console = await server.boot()
     ram = server.rack.ram_file
     assert any(ram.read_bytes())
-    await server.power.press_button()
+    await console.send("poweroff -f")
     async with asyncio.timeout(30):
         while any(ram.read_bytes()):  # noqa: ASYNC110  # the memory itself is what we look at
             await asyncio.sleep(0.2)
