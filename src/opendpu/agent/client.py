@@ -196,7 +196,7 @@ class AgentClient:
     def wait_deleted(self, *, interfaces: Collection[str] = (), disks: Collection[str] = (), timeout: float) -> None:
         """Return when none of them is there. Raises DeadlineError or UnavailableError, as `wait_ready` does."""
 
-        def gone(kind: str, deleted: bool, resource: pb.Interface | pb.Disk) -> str | None:
+        def gone(_kind: str, deleted: bool, resource: pb.Interface | pb.Disk) -> str | None:
             return None if deleted else _story(resource)
 
         self._wait_each(interfaces, disks, timeout, gone, "gone")
