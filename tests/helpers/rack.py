@@ -96,6 +96,10 @@ class Rack:
             file.truncate(size)
         return image
 
+    def memory_is_blank(self) -> bool:
+        memory = self.ram_file.read_bytes()
+        return memory.count(0) == len(memory)
+
     def close(self) -> None:
         for program in self.programs.values():
             program.stop()
