@@ -240,10 +240,8 @@ async def test_boot_evidence_is_since_the_power_on(world):
 
 
 FAULTS = ["card", "binder", "attacher", "agent", "storage", "bus", "host-released", "storm"]
-STEPS = st.lists(
-    st.tuples(st.sampled_from(["create-nic", "delete-nic", "create-disk", "delete-disk", *FAULTS]), st.integers(1, 5)),
-    max_size=25,
-)
+VERBS = ["create-nic", "delete-nic", "create-disk", "delete-disk"]
+STEPS = st.lists(st.tuples(st.sampled_from([*VERBS, *VERBS, *FAULTS]), st.integers(1, 3)), min_size=10, max_size=40)
 
 
 @settings(max_examples=60, deadline=None)
@@ -295,8 +293,8 @@ async def _history(world, steps, dice):
                 for _ in range(200):
                     world.binder.emit("")
                     world.card.emit(c.CardEventKind.HOST_POWER)
-        for _ in range(dice.randrange(4)):
-            await asyncio.sleep(0)
+        # Sometimes the agent gets to the end, sometimes the next thing happens in the middle.
+        await asyncio.sleep(dice.choice([0, 0, 0.001, 0.005]))
     world.card.power = c.HostPower.ON
     world.card.emit(c.CardEventKind.BUS_BACK)
     await until(lambda: agent.idle, "at rest", timeout=10)
