@@ -1,6 +1,7 @@
 """A deployed server as its tenant sees it: an address in a tenant network, and SSH with the tenant's key."""
 
 import json
+import shlex
 import subprocess
 import time
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from opendpu.lab.supervisor import in_netns
 from opendpu.lab.wait import wait_for
 
 _TOOL = "/run/opendpu-guest-tool.py"
-USER = "root"
+USER = "debian"  # the image's; it may become root with sudo(8)
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Guest:
 
     def run(self, command: str, *, timeout: float = 60, stdin: bytes | None = None, via: "Guest | None" = None) -> str:
         """Run a shell command as root; returns what it printed. With `via` the SSH connection itself starts there."""
-        argv = self._via(via, command) if via else self.ssh_command(command)
+        as_root = f"sudo -n sh -c {shlex.quote(command)}"
+        argv = self._via(via, as_root) if via else self.ssh_command(as_root)
         try:
             done = subprocess.run(argv, input=stdin or b"", capture_output=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
@@ -90,7 +92,7 @@ class Guest:
     def tool_start(self, *words: object) -> "Running":
         """Start a verb and leave it running; for listeners it returns when the port is open."""
         process = subprocess.Popen(
-            self.ssh_command(_line(*words)),
+            self.ssh_command("sudo", "-n", _line(*words)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -113,8 +115,8 @@ class Guest:
             )
 
     def tool_stop(self, verb: str) -> None:
-        """End what `tool_detached` started; in the guest, where nothing else bears that name."""
-        self.run(f"pkill -f '[o]pendpu-guest-tool.py {verb}' || true")
+        """End the verb that was started last, if it still runs; closing its SSH connection does not."""
+        self.run(f"kill $(cat /run/opendpu-{verb}.pid) 2>/dev/null || true")
 
     def read_json(self, path: str) -> dict[str, Any]:
         result: dict[str, Any] = json.loads(self.run(f"cat {path}"))
@@ -166,4 +168,4 @@ class Running:
 
 
 def _line(*words: object) -> str:
-    return " ".join(["exec python3", _TOOL, *(str(word) for word in words)])
+    return " ".join(["python3", _TOOL, *(str(word) for word in words)])

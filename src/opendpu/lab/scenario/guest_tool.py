@@ -143,4 +143,6 @@ if __name__ == "__main__":
     commands: dict[str, Callable[..., None]] = {
         verb.__name__: verb for verb in (receive, send, probe, sink, source, write, verify)
     }
+    with open(f"/run/opendpu-{sys.argv[1]}.pid", "w") as file:
+        file.write(str(os.getpid()))
     commands[sys.argv[1]](*sys.argv[2:])

@@ -20,8 +20,7 @@ CIDR = "192.168.10.0/24"
 GROUP = "servers"
 PROOF_FILE = "/var/lib/opendpu-proof"
 
-# cloud-init runs a user-data text that begins with #! once, as root, at the end of the first boot. The key is for
-# `root` because the proofs write to disks.
+# cloud-init runs a user-data text that begins with #! once, as root, at the end of the first boot.
 _USER_DATA = f"""#!/bin/sh
 echo "hello from $(hostname), instance $(cloud-init query instance_id)" > {PROOF_FILE}
 """
@@ -82,14 +81,15 @@ class Tenant:
         self._order(name, volume, {})
 
     def _order(self, name: str, volume: str, properties: dict[str, object]) -> None:
+        node = self.lab.server(name).uuid  # volume targets take no node's name
         port = self.create_port(f"{name}-port")
         vifs = self.shell.run("baremetal", "node", "vif", "list", name)
         if not any(vif["ID"] == port for vif in vifs):
             self.shell.run("baremetal", "node", "vif", "attach", name, port, json=False)
-        for target in self.shell.run("baremetal", "volume", "target", "list", "--node", name):
+        for target in self.shell.run("baremetal", "volume", "target", "list", "--node", node):
             self.shell.run("baremetal", "volume", "target", "delete", target["UUID"], json=False)
         self.shell.run(
-            "baremetal", "volume", "target", "create", "--node", name, "--type", "dpu", "--boot-index", "0",
+            "baremetal", "volume", "target", "create", "--node", node, "--type", "dpu", "--boot-index", "0",
             "--volume-id", volume,
             *(word for key, value in properties.items() for word in ("--property", f"{key}={value}")),
         )  # fmt: skip

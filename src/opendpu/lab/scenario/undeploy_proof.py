@@ -19,7 +19,7 @@ def undeploy_clean(proof: Proof, tenant: Tenant, servers: list[Server], deployed
         proof.check(_zero(server), f"the memory of {name} holds nothing but zeros")
         known = {port["ID"] for port in tenant.shell.run("port", "list")}
         proof.check(deployed_ports[name] not in known, f"the Neutron port of {name} is deleted")
-        targets = tenant.shell.run("baremetal", "volume", "target", "list", "--node", name)
+        targets = tenant.shell.run("baremetal", "volume", "target", "list", "--node", server.uuid)
         proof.check(not targets, f"{name} has no volume target")
     images = {path.name for path in (tenant.lab.layout.pool / "volumes").glob("*")}
     proof.check(not images, "the pool's volume folder is empty")
