@@ -1,12 +1,15 @@
 """Which DPU a command talks to: a server of the lab, or any agent by its address and the caller's certificate."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from opendpu.agent.client import AgentClient
 from opendpu.lab.layout import DEFAULT_NAME, Layout
+
+if TYPE_CHECKING:
+    from opendpu.lab.lab import Lab
 
 
 def agent_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,7 +42,7 @@ def connect(**options: Any) -> AgentClient:
     return lab.agent(lab.server(options["server"]))
 
 
-def open_lab(name: str) -> Any:
+def open_lab(name: str) -> "Lab":
     """The running lab of that name."""
     from opendpu.lab.lab import Lab
 

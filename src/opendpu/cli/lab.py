@@ -15,7 +15,6 @@ from opendpu.errors import NotFoundError, OpenDPUError
 from opendpu.lab.layout import DEFAULT_NAME, Layout
 
 if TYPE_CHECKING:
-    from opendpu.lab.lab import Lab
     from opendpu.lab.scenario.tenant import Tenant
 
 
@@ -199,7 +198,7 @@ def _tenant(name: str) -> Iterator["Tenant"]:
     from opendpu.lab.openstack_client import OpenStackShell
     from opendpu.lab.scenario.tenant import Tenant
 
-    built: Lab = open_lab(name)
+    built = open_lab(name)
     built.enter_management()
     with OpenStackShell(environment=built.central.environment(), netns=built.layout.management) as stock:
         yield Tenant(built, stock)

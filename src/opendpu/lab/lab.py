@@ -21,7 +21,7 @@ from pathlib import Path
 import pyroute2.netns
 
 from opendpu.agent.client import AgentClient
-from opendpu.errors import AccessDeniedError, DeadlineError, NotFoundError, OpenDPUError, UnavailableError
+from opendpu.errors import AccessDeniedError, DeadlineError, NotFoundError, OpenDPUError
 from opendpu.lab import wires
 from opendpu.lab.accel import choose_accel
 from opendpu.lab.central import Central
@@ -168,22 +168,8 @@ class Lab:
             self.wait_agent(server, timeout=timeout)
 
     def wait_agent(self, server: Server, *, timeout: float = 60) -> None:
-        """Wait until one agent answers and finds everything well; DeadlineError says what it finds instead."""
-        deadline = time.monotonic() + timeout
-        problem = "no answer yet"
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                with self.agent(server) as agent:
-                    for seen in agent.watch_server(timeout=left):
-                        if seen.healthy:
-                            return
-                        problem = "; ".join(seen.problems)
-            except UnavailableError as error:
-                problem = str(error)
-                time.sleep(0.1)  # nothing tells when a program begins to listen
-            except DeadlineError:
-                break
-        raise DeadlineError(f"{server.name} is not well after {timeout:.0f} s: {problem}")
+        with self.agent(server) as agent:
+            agent.wait_healthy(timeout)
 
     def agent(self, server: Server, *, role: str = "conductor") -> AgentClient:
         files = self.authority.files(role)
@@ -202,6 +188,9 @@ class Lab:
         """Stop everything and remove every process, namespace, socket and memory file; `purge` also the state."""
         settings = self.settings
         for server in self.servers:
+            # A board whose storage daemon went first waits for it; it goes before.
+            with contextlib.suppress(OpenDPUError, OSError):
+                self.supervisor.stop_program(server.host)
             with contextlib.suppress(OpenDPUError):
                 server.supervisor.stop(timeout=30)
         with contextlib.suppress(OpenDPUError):

@@ -26,7 +26,7 @@ from opendpu.lab.server import Server
 Say = Callable[[str], None]
 
 ORDER = "deploy-requested"
-POWER_ON = "power-on"
+POWER_ON = "power-on-done"
 SSH = "ssh-login"
 CLOUD_INIT = "cloud-init-done"
 
@@ -98,7 +98,7 @@ class MainJob:
             logins = dict(pool.map(self._login, self.servers))
         for server in self.servers:
             self.tenant.wait_active(server.name)
-            moments = {entry["name"]: float(entry["at"]) for entry in self.tenant.timeline(server.name)}
+            moments = self.tenant.timeline(server.name)
             moments |= logins[server.name] if server.name in ordered else {}
             self._note_stages(server, moments)
 

@@ -4,9 +4,9 @@ import json
 import subprocess
 import uuid
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from opendpu.lab.enrol import wait_state
 from opendpu.lab.lab import IMAGES, Lab
@@ -84,10 +84,10 @@ class Tenant:
         node = self.lab.server(name).uuid  # volume targets take no node's name
         port = self.create_port(f"{name}-port")
         vifs = self.shell.run("baremetal", "node", "vif", "list", name)
-        if not any(vif["ID"] == port for vif in vifs):
+        if not any(vif["id"] == port for vif in vifs):
             self.shell.run("baremetal", "node", "vif", "attach", name, port, json=False)
         for target in self.shell.run("baremetal", "volume", "target", "list", "--node", node):
-            self.shell.run("baremetal", "volume", "target", "delete", target["UUID"], json=False)
+            self.shell.run("baremetal", "volume", "target", "delete", target["uuid"], json=False)
         self.shell.run(
             "baremetal", "volume", "target", "create", "--node", node, "--type", "dpu", "--boot-index", "0",
             "--volume-id", volume,
@@ -110,10 +110,11 @@ class Tenant:
     def state(self, name: str) -> str:
         return str(self.shell.run("baremetal", "node", "show", name, "--fields", "provision_state")["provision_state"])
 
-    def timeline(self, name: str) -> list[dict[str, Any]]:
-        """The stages of the last deploy as the Ironic driver noted them: [{"name", "at"}], seconds since the epoch."""
+    def timeline(self, name: str) -> dict[str, float]:
+        """The moments of the last deploy as the Ironic driver noted them, in seconds since the epoch."""
         node = self.shell.run("baremetal", "node", "show", name, "--fields", "driver_internal_info")
-        return list(node["driver_internal_info"].get("dpu_timeline", []))
+        entries = node["driver_internal_info"].get("dpu_timeline", [])
+        return {entry["name"]: datetime.fromisoformat(entry["at"]).timestamp() for entry in entries}
 
     def address(self, name: str) -> str:
         port = self.shell.run("port", "show", f"{name}-port")
