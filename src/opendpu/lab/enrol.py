@@ -11,7 +11,7 @@ RESOURCE_CLASS = "baremetal"
 
 def enrol(lab: Lab, shell: OpenStackShell) -> None:
     """Bring each server that Ironic does not know, or that stopped on the way, to `available`."""
-    known = {node["Name"]: node for node in shell.run("baremetal", "node", "list")}
+    known = {node["name"]: node for node in shell.run("baremetal", "node", "list")}
     for server in lab.servers:
         if server.name not in known:
             lab.progress(f"registering {server.name} in Ironic (hardware type dpu)")

@@ -21,7 +21,14 @@ from pathlib import Path
 import pyroute2.netns
 
 from opendpu.agent.client import AgentClient
-from opendpu.errors import AccessDeniedError, DeadlineError, NotFoundError, OpenDPUError
+from opendpu.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    DeadlineError,
+    FailedPreconditionError,
+    NotFoundError,
+    OpenDPUError,
+)
 from opendpu.lab import wires
 from opendpu.lab.accel import choose_accel
 from opendpu.lab.central import Central
@@ -153,7 +160,7 @@ class Lab:
             server.supervisor.configure(server.soc_programs(self.authority))
             server.supervisor.start()
         for name, path in built.items():
-            self.pool.add_image(IMAGES[name], path)
+            self._add_image(IMAGES[name], path)
         self.progress("starting Neutron and Ironic")
         self.central.initialise(self.progress)
         for program in apis:
@@ -221,6 +228,18 @@ class Lab:
         left += [f"mount {mark.decode()}" for mark in marks if mark.decode() in mounts]
         left += [f"file {path}" for path in Path("/dev/shm").glob(f"opendpu-{self.layout.name}-*")]  # noqa: S108
         return left
+
+    def _add_image(self, name: str, path: Path) -> None:
+        """Put an image into the pool; one made by an older recipe gives way unless servers still stand on it."""
+        try:
+            self.pool.add_image(name, path)
+        except AlreadyExistsError:
+            try:
+                self.pool.remove_image(name)
+            except FailedPreconditionError as error:
+                self.progress(f"the pool keeps the older image {name}: {error}")
+            else:
+                self.pool.add_image(name, path)
 
     @property
     def _image_cache(self) -> Path:

@@ -3,7 +3,6 @@
 import json
 import shlex
 import subprocess
-import time
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -28,11 +27,19 @@ class Guest:
     sockets: Path  # folder for SSH's shared connections: logins cost seconds on an emulated processor
 
     def ssh_command(self, *remote: str, options: tuple[str, ...] = ()) -> list[str]:
-        shared = ("-o", "ControlMaster=auto", "-o", f"ControlPath={self.sockets}/%C", "-o", "ControlPersist=120")
+        """Over the shared connection where there is one (see `connect`), else over one of its own."""
+        shared = ("-o", f"ControlPath={self.sockets}/%C")
         return in_netns(
             self.netns,
             ["ssh", "-i", str(self.key), *SSH_OPTIONS, *shared, *options, f"{USER}@{self.address}", *remote],
         )
+
+    def connect(self) -> bool:
+        """Log in and keep the connection for the commands to come; False when no login works (yet)."""
+        # Its output goes nowhere: the connection lives on in the background and would hold a pipe open.
+        command = self.ssh_command(options=("-M", "-N", "-f"))
+        none = subprocess.DEVNULL
+        return subprocess.run(command, stdin=none, stdout=none, stderr=none, timeout=60, check=False).returncode == 0
 
     def run(self, command: str, *, timeout: float = 60, stdin: bytes | None = None, via: "Guest | None" = None) -> str:
         """Run a shell command as root; returns what it printed. With `via` the SSH connection itself starts there."""
@@ -48,7 +55,8 @@ class Guest:
 
     def _via(self, other: "Guest", command: str) -> list[str]:
         """ssh -J: the TCP connection to this guest's sshd starts at the other guest."""
-        proxy = " ".join(other.ssh_command("-W", "[%h]:%p"))
+        # The outer ssh expands percent signs in it, of which %h and %p are meant for it and %C for the inner one.
+        proxy = shlex.join(other.ssh_command(options=("-W", "[%h]:%p"))).replace("%C", "%%C")
         return in_netns(
             self.netns,
             [
@@ -63,17 +71,10 @@ class Guest:
             ],
         )
 
-    def wait_ssh(self, *, timeout: float) -> float:
-        """Wait until a login works; returns the seconds it took."""
-        start = time.monotonic()
-        while True:
-            try:
-                self.run("true", timeout=20)
-                return time.monotonic() - start
-            except OpenDPUError as error:
-                if time.monotonic() - start > timeout:
-                    raise DeadlineError(f"{self.name}: no SSH login within {timeout:.0f} s: {error}") from None
-                time.sleep(0.2)
+    def wait_ssh(self, *, timeout: float) -> None:
+        """Wait until a login works."""
+        self.disconnect()
+        wait_for(self.connect, timeout=timeout, what=f"{self.name}: an SSH login at {self.address}")
 
     def disconnect(self) -> None:
         """End the shared connection: the machine behind the address is about to be another one."""
@@ -91,6 +92,7 @@ class Guest:
 
     def tool_start(self, *words: object) -> "Running":
         """Start a verb and leave it running; for listeners it returns when the port is open."""
+        self.tool_stop(str(words[0]))
         process = subprocess.Popen(
             self.ssh_command("sudo", "-n", _line(*words)),
             stdin=subprocess.DEVNULL,
@@ -105,6 +107,7 @@ class Guest:
 
     def tool_detached(self, *words: object) -> None:
         """Start a verb that outlives the SSH connection (the SoC's network is about to be killed)."""
+        self.tool_stop(str(words[0]))
         log = f"/run/opendpu-{words[0]}.log"
         self.run(f"setsid nohup {_line(*words)} >{log} 2>&1 </dev/null & echo started")
         if words[0] == "sink":
@@ -116,7 +119,8 @@ class Guest:
 
     def tool_stop(self, verb: str) -> None:
         """End the verb that was started last, if it still runs; closing its SSH connection does not."""
-        self.run(f"kill $(cat /run/opendpu-{verb}.pid) 2>/dev/null || true")
+        pid = f"$(cat /run/opendpu-{verb}.pid 2>/dev/null)"
+        self.run(f"while kill {pid}; do sleep 0.1; done 2>/dev/null; true", timeout=20)
 
     def read_json(self, path: str) -> dict[str, Any]:
         result: dict[str, Any] = json.loads(self.run(f"cat {path}"))
