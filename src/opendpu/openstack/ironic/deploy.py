@@ -14,6 +14,7 @@ from opendpu.agent.client import AgentClient
 from opendpu.agent.v1 import agent_pb2 as pb
 
 from . import agent, bootwait, claim, firmware, storage, timeline
+from .targets import targets_of
 
 LOG = log.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class DPUDeploy(base.DeployInterface):
         # Nothing is made here: the conductor does not call clean_up when this fails.
         if task.node.provision_state == states.DEPLOYING:
             timeline.start(task.node)
+            _note_source(task)
 
     @base.deploy_step(priority=100)
     def deploy(self, task: Any) -> None:
@@ -118,6 +120,7 @@ class DPUDeploy(base.DeployInterface):
         that undeploying it releases the card."""
         if task.node.provision_state == states.ADOPTING:
             claim.mark(task.node)
+            _note_source(task)
 
     @base.clean_step(priority=90, requires_ramdisk=False)
     def verify_card_empty(self, task: Any) -> None:
@@ -148,6 +151,17 @@ class DPUDeploy(base.DeployInterface):
         if claim.to_release(task.node):
             with agent.session(task, exception.InstanceDeployFailure, "The card is not released") as client:
                 claim.release(task.node, client, blank_volumes=blank_volumes)
+
+
+def _note_source(task: Any) -> None:
+    """Say in instance_info what the system disk is made of. It is what people look for there, and Ironic 39 can only
+    rebuild a node whose image type it knows (ironic.conductor.deployments.start_deploy uses `auto_lessee` before it is
+    set)."""
+    for target in targets_of(task):
+        if target.boot:
+            task.node.set_instance_info("image_source", target.image or target.volume_id)
+            task.node.set_instance_info("image_type", "whole-disk")
+            task.node.save()
 
 
 def _latest(statuses: list[pb.Status]) -> datetime | None:
