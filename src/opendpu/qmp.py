@@ -88,6 +88,11 @@ class QmpConnection:
 
         Raises UnavailableError (no session, or lost on the way), DeadlineError (no answer), CommandError (refused).
         """
+        await self.wait_connected()
+        return await self.execute_now(command, arguments)
+
+    async def wait_connected(self) -> None:
+        """Wait at most `timeout` seconds for the session; UnavailableError."""
         try:
             async with asyncio.timeout(self.timeout):
                 await self._up.wait()
@@ -95,7 +100,6 @@ class QmpConnection:
             raise UnavailableError(
                 f"{self.name} does not answer on {self.path} (waited {self.timeout:.0f} s); is it running?"
             ) from None
-        return await self.execute_now(command, arguments)
 
     async def execute_now(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """Like `execute`, but fail at once when there is no session."""

@@ -123,7 +123,8 @@ class Server:
         run = ("-m", "opendpu.lab.board", "--config", str(folder / "board.toml"))
         bmc = ("-m", "opendpu.lab.bmc", "--config", str(self.layout.state / self.bmc / "bmc.toml"))
         return [
-            Program(self.host, (sys.executable, *run), netns=self._netns(self.host)),
+            # QEMU drains its disks when asked to end, which with a storage daemon that is away is never.
+            Program(self.host, (sys.executable, *run), netns=self._netns(self.host), stop_signal="KILL"),
             Program(self.bmc, (sys.executable, *bmc), netns=self._netns(self.bmc)),
         ]
 

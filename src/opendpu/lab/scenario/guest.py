@@ -167,8 +167,12 @@ class Running:
         return result
 
     def stop(self) -> None:
+        """Leave it; ending it in the guest is `tool_stop`'s. The shared connection holds the pipes' far ends open."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 def _line(*words: object) -> str:
