@@ -1,7 +1,6 @@
 """A board with its card, its power, and the tiny Linux on a served disk."""
 
 import asyncio
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +12,7 @@ import pytest
 from opendpu.card.card import CardLimits, NbdBackend
 from opendpu.card.emulated.card import EmulatedCard
 from opendpu.lab.image import build_image
+from opendpu.lab.layout import Layout
 from opendpu.lab.power import BoardPower
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
@@ -40,7 +40,7 @@ async def power(rack: Rack) -> AsyncIterator[BoardPower]:
 
 @pytest.fixture(scope="session")
 def tiny_image() -> Path:
-    return build_image("tiny", Path(os.environ.get("OPENDPU_IMAGE_CACHE", "/var/cache/opendpu/images")), print)
+    return build_image("tiny", Layout.make().cache / "images", print)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import shutil
 import socket
 import subprocess
@@ -15,13 +14,15 @@ import pycdlib
 import pytest
 
 from opendpu.lab.image import build_image
+from opendpu.lab.layout import Layout
 from opendpu.qmp import QmpConnection
 
 OVMF = Path("/usr/share/OVMF")
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("OPENDPU_IMAGE_CACHE", "/var/cache/opendpu/images"))
+    """The lab's own: an image is built once for the demo and all tests."""
+    return Layout.make().cache / "images"
 
 
 @pytest.fixture(scope="session")
