@@ -5,7 +5,7 @@ send HOST PORT BYTES         send that many pseudo-random bytes; prints the same
 probe HOST PORT SECONDS      connect until it works; prints {"open", "seconds"}
 sink PORT STATUS             take one numbered stream; keeps STATUS (a file) true: {"records", "broken", "gap_max_s"}
 source HOST PORT STATUS      send numbered records, 25 a second, until killed or the connection breaks
-write FILE STATUS            append checksummed records with fsync until killed: {"records", "errors", "stall_max_s"}
+write FILE STATUS            append checksummed records with fsync until killed: {"records", "errors", "pauses"}
 verify FILE                  read all records back, not from the page cache: {"records", "broken"}
 """
 
@@ -83,19 +83,32 @@ def probe(host: str, port: str, seconds: str) -> None:
     say(open=False, seconds=round(passed, 3))
 
 
-def sink(port: str, status: str) -> None:
-    connection, number, broken, gap = listen(int(port)), 0, 0, 0.0
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    buffer, last = b"", time.monotonic()
-    while data := connection.recv(1 << 16):
+class Pauses:
+    """Pauses of more than a quarter of a second, by the number of the record that ended each."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+        self.list: list[tuple[int, float]] = []
+
+    def over(self, number: int) -> None:
         now = time.monotonic()
-        gap, last = max(gap, now - last), now
+        if now - self.last > 0.25:
+            self.list.append((number, round(now - self.last, 3)))
+        self.last = now
+
+
+def sink(port: str, status: str) -> None:
+    connection, number, broken = listen(int(port)), 0, 0
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    buffer, pauses = b"", Pauses()
+    while data := connection.recv(1 << 16):
+        pauses.over(number)
         buffer += data
         while len(buffer) >= RECORD:
             broken += buffer[:RECORD] != record(number)
             buffer, number = buffer[RECORD:], number + 1
-        keep(status, records=number, broken=broken, gap_max_s=round(gap, 3), ended=False)
-    keep(status, records=number, broken=broken, gap_max_s=round(gap, 3), ended=True)
+        keep(status, records=number, broken=broken, pauses=pauses.list, ended=False)
+    keep(status, records=number, broken=broken, pauses=pauses.list, ended=True)
 
 
 def source(host: str, port: str, status: str) -> None:
@@ -110,18 +123,17 @@ def source(host: str, port: str, status: str) -> None:
 
 
 def write(path: str, status: str) -> None:
-    number, errors, stall = 0, 0, 0.0
+    number, errors, pauses = 0, 0, Pauses()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     while True:
-        start = time.monotonic()
         try:
             os.pwrite(descriptor, record(number), number * RECORD)
             os.fsync(descriptor)
         except OSError:
             errors += 1
+        pauses.over(number)
         number += 1
-        stall = max(stall, time.monotonic() - start)
-        keep(status, records=number, errors=errors, stall_max_s=round(stall, 3))
+        keep(status, records=number, errors=errors, pauses=pauses.list)
         time.sleep(0.02)
 
 

@@ -131,10 +131,10 @@ class MainJob:
             for name, role in (("agent_kill", "agent"), ("storage_kill", "storage"), ("vswitchd_kill", "ovs-vswitchd")):
                 with proving(self.report.proofs, name) as proof:
                     recovery_proofs.kill_program(proof, load, server, role)
-                self.say(f"  {role}: back after {proof.measured['agent_well_after_s']} s, nothing lost")
+                self.say(f"  {role}: back after {proof.measured['well_after_s']} s, nothing lost")
             with proving(self.report.proofs, "soc_reboot") as proof:
                 recovery_proofs.reboot_soc(proof, load, server)
-            self.say(f"  whole SoC: back after {proof.measured['agent_well_after_s']} s, nothing lost")
+            self.say(f"  whole SoC: back after {proof.measured['well_after_s']} s, nothing lost")
 
     def prove_undeploy(self) -> None:
         self.say("Undeploying both servers")
