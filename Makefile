@@ -10,6 +10,10 @@ help: ## What can be made
 setup: ## System packages and the virtual environment (idempotent)
 	@scripts/setup
 
+.PHONY: lab
+lab: setup ## The emulated data centre, up to play with; then: .venv/bin/opendpu lab deploy server1
+	$(PY) -m opendpu.cli lab up
+
 .PHONY: demo
 demo: setup ## The main job: two bare-metal servers from cloud volumes through their DPUs; build/demo/report.json
 	$(PY) -m opendpu.cli demo --output build/demo
@@ -48,9 +52,9 @@ proto: setup ## Python from proto/
 	  --plugin=protoc-gen-mypy_grpc=.venv/bin/protoc-gen-mypy_grpc proto/opendpu/agent/v1/agent.proto
 
 .PHONY: bench
-bench: setup ## Measured ratios; build/bench/*.json and plots
-	$(PY) -m pytest --version >/dev/null
-	for script in bench/*.py; do $(PY) $$script || exit 1; done
+bench: setup ## Measured ratios; build/bench/*.json and plots (root; minutes)
+	@mkdir -p build/bench
+	for script in bench/*.py; do $(PY) $$script --out build/bench/$$(basename $$script .py).json || exit 1; done
 
 .PHONY: clean
 clean: ## Take the lab down and drop what was built (images are kept in their cache)
