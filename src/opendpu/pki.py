@@ -67,16 +67,19 @@ class Authority:
     ) -> Credentials:
         """Give `name` a key and certificate; what is there is kept if it says the same and lasts 30 more days.
 
+        Its common name is the first of `dns`, else `name`: OVSDB takes it for the client's id (ovsdb-server(7), RBAC).
+
         Raises InvalidArgumentError for a name that is no file name or an address that is none.
         """
         if not _NAME.fullmatch(name) or name == "ca":
             raise InvalidArgumentError(f"{name!r} can't name a certificate; use a-z, 0-9, '.' and '-'")
         names = _names(name, dns, ips, role)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, dns[0] if dns else name)])
         usages = [ExtendedKeyUsageOID.SERVER_AUTH] * server + [ExtendedKeyUsageOID.CLIENT_AUTH] * client
         files = self.files(name)
         with self._locked():
-            if not self._still_good(files, names, usages):
-                self._issue(files, name, names, usages)
+            if not self._still_good(files, subject, names, usages):
+                self._issue(files, subject, names, usages)
         return files
 
     def files(self, name: str) -> Credentials:
@@ -99,12 +102,11 @@ class Authority:
     def _issue(
         self,
         files: Credentials,
-        name: str,
+        subject: x509.Name,
         names: x509.SubjectAlternativeName,
         usages: list[x509.ObjectIdentifier],
     ) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = (
             _builder(subject, self._certificate.subject, key.public_key(), _LEAF_DAYS)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -119,7 +121,11 @@ class Authority:
         _write(files.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
     def _still_good(
-        self, files: Credentials, names: x509.SubjectAlternativeName, usages: list[x509.ObjectIdentifier]
+        self,
+        files: Credentials,
+        subject: x509.Name,
+        names: x509.SubjectAlternativeName,
+        usages: list[x509.ObjectIdentifier],
     ) -> bool:
         try:
             certificate = _load_certificate(files.certificate)
@@ -128,6 +134,7 @@ class Authority:
             extensions = certificate.extensions
             return (
                 same_key
+                and certificate.subject == subject
                 and extensions.get_extension_for_class(x509.SubjectAlternativeName).value == names
                 and list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == usages
                 and certificate.not_valid_after_utc - _now() > _RENEW_BEFORE

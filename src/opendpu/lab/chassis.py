@@ -87,7 +87,7 @@ class Chassis:
         arguments += ["--", "set-fail-mode", INTEGRATION, "secure"]
         arguments += ["--", "--may-exist", "add-port", UNDERLAY, self.uplink]
         arguments += ["--", "set", "Interface", UNDERLAY, f"mtu_request={self.underlay_mtu}"]
-        ovsdb.vsctl(database, self.run / "db.sock", arguments)
+        ovsdb.ctl(("ovs-vsctl", "--no-wait"), database, self.run / "db.sock", arguments)
 
     def programs(self) -> list[Program]:
         """In the order in which they should start. Each tells the others' absence by itself and tries again."""

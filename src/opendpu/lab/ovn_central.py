@@ -11,12 +11,15 @@ __all__ = ["OvnCentral", "TlsFiles"]
 
 NB_PORT = 6641
 SB_PORT = 6642
+ROLE = "ovn-controller"
+PROBE_MS = 60000
 
 
 @dataclass(frozen=True, slots=True)
 class OvnCentral:
-    """Chassis reach the southbound database at `sb_listen` over mutual TLS only; plain TCP is for the control plane's
-    own programs (Neutron) on loopback of the same namespace. Without `tls` (tests) chassis use plain TCP too.
+    """Chassis reach the southbound database at `sb_listen` over mutual TLS only, each in the role that OVN has for them
+    (ovn-sb(5), RBAC): a certificate's common name is the one chassis that it may write. Plain TCP is for the control
+    plane's own programs (Neutron) on loopback of the same namespace. Without `tls` (tests) chassis use plain TCP too.
     """
 
     netns: str
@@ -42,11 +45,18 @@ class OvnCentral:
         """Make what is missing of folders and databases; ovn-northd writes their first rows."""
         self.run.mkdir(parents=True, exist_ok=True, mode=0o700)
         ovsdb.create(self.state / "nb.db", "OVN_Northbound")
-        ovsdb.create(self.state / "sb.db", "OVN_Southbound")
+        southbound = self.state / "sb.db"
+        ovsdb.create(southbound, "OVN_Southbound")
+        if self.tls:
+            # The role can only be given in the database.
+            remote = f"pssl:{SB_PORT}:{self.sb_listen}"
+            connection = ["init", "--", f"--inactivity-probe={PROBE_MS}", "set-connection", f"role={ROLE}", remote]
+            ovsdb.ctl(("ovn-sbctl",), southbound, self.run / "sb.sock", connection)
 
     def programs(self) -> list[Program]:
         env = {"OVN_RUNDIR": str(self.run), "OVS_RUNDIR": str(self.run)}
-        chassis_remote = f"{'pssl' if self.tls else 'ptcp'}:{SB_PORT}:{self.sb_listen}"
+        connections = "db:OVN_Southbound,SB_Global,connections"
+        chassis_remote = connections if self.tls else f"ptcp:{SB_PORT}:{self.sb_listen}"
         nb = ovsdb.server(
             self.state / "nb.db", run=self.run, log=self.state,
             remotes=[f"punix:{self.run / 'nb.sock'}", f"ptcp:{NB_PORT}:127.0.0.1"],

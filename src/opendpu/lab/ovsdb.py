@@ -42,13 +42,15 @@ def serving(sock: Path) -> bool:
         return probe.connect_ex(str(sock)) == 0
 
 
-def vsctl(database: Path, sock: Path, arguments: Sequence[str]) -> None:
-    """Run one ovs-vsctl command on a database: through the server at `sock`, or else a server for just this command."""
+def ctl(program: Sequence[str], database: Path, sock: Path, arguments: Sequence[str]) -> None:
+    """Run one command (with its options) of ovs-vsctl or ovn-sbctl on a database: through the server at `sock`, or else
+    a server for just this command.
+    """
     if serving(sock):
-        _run("ovs-vsctl", "--timeout=10", "--no-wait", f"--db=unix:{sock}", *arguments)
+        _run(*program, "--timeout=10", f"--db=unix:{sock}", *arguments)
         return
     own = sock.with_name("set-up.sock")
-    command = ["ovs-vsctl", "--timeout=10", "--no-wait", f"--db=unix:{own}", *arguments]
+    command = [*program, "--timeout=10", f"--db=unix:{own}", *arguments]
     _run(
         "ovsdb-server", str(database), "-vconsole:warn", "--no-chdir", "--unixctl=none",
         f"--remote=punix:{own}", f"--run={shlex.join(command)}",
@@ -66,6 +68,6 @@ def server(database: Path, *, run: Path, log: Path, remotes: Sequence[str], opti
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     if done.returncode:
         raise OpenDPUError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")

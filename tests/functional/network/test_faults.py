@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -130,3 +131,29 @@ def test_chassis_speaks_tls_only_to_the_southbound_database(dc: DataCentre) -> N
     assert pki is not None
     allowed = dc.run(soc, "ovsdb-client", "--timeout=5", *pki.options(), "list-dbs", "ssl:10.98.0.254:6642")
     assert "OVN_Southbound" in allowed.stdout
+
+
+def test_chassis_can_write_no_other_chassis_rows(dc: DataCentre) -> None:
+    pki = dc.chassis["soc2"].pki
+    assert pki is not None
+
+    def sbctl(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ("ovn-sbctl", "--timeout=5", "--db=ssl:10.98.0.254:6642", *pki.options(), *arguments)
+        return dc.run(dc.chassis["soc2"].netns, *command, check=False)
+
+    own = sbctl("set", "chassis", "soc2", "external_ids:ot-mark=mine")
+    assert own.returncode == 0, own.stderr
+    encap = dc.sbctl("--bare", "--columns=_uuid", "find", "encap", "chassis_name=soc1")
+    foreign = (
+        ("set", "chassis", "soc1", "external_ids:ot-mark=not-mine"),
+        ("destroy", "chassis", "soc1"),
+        ("set", "encap", encap, "ip=10.99.0.66"),
+        ("set-connection", "ptcp:6699"),
+        ("--all", "destroy", "logical_flow"),
+    )
+    for arguments in foreign:
+        refused = sbctl(*arguments)
+        assert "permission error" in refused.stderr, (arguments, refused)
+    sbctl("remove", "chassis", "soc2", "external_ids", "ot-mark")
+    assert dc.both_chassis()
+    assert "ot-mark" not in dc.sbctl("--columns=external_ids", "list", "chassis")

@@ -25,7 +25,9 @@ def test_issued_once_private_and_accepted_by_openssl(tmp_path):
             ["openssl", "verify", "-x509_strict", "-purpose", purpose, "-CAfile", files.ca, files.certificate],
             check=True,
         )
-    names = x509.load_pem_x509_certificate(content).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    certificate = x509.load_pem_x509_certificate(content)
+    assert certificate.subject.rfc4514_string() == "CN=soc1"  # the id that OVN's access control goes by
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     assert names.value.get_values_for_type(x509.UniformResourceIdentifier) == ["urn:opendpu:role:conductor"]
 
 

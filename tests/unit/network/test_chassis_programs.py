@@ -39,9 +39,9 @@ def test_tls_needs_a_certificate() -> None:
 def test_chassis_reach_the_southbound_database_by_tls_only() -> None:
     central = OvnCentral("ns", Path("/run/x/c"), Path("/var/x/c"), "10.98.0.254", TLS)
     assert central.sb_remote == "ssl:10.98.0.254:6642"
-    remotes = [word for program in central.programs() for word in program.command if word.startswith("--remote=p")]
+    remotes = [word for program in central.programs() for word in program.command if word.startswith("--remote=")]
     assert sorted(remotes) == [
-        "--remote=pssl:6642:10.98.0.254",
+        "--remote=db:OVN_Southbound,SB_Global,connections",
         "--remote=ptcp:6641:127.0.0.1",
         "--remote=ptcp:6642:127.0.0.1",
         "--remote=punix:/run/x/c/nb.sock",

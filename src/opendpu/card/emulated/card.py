@@ -45,6 +45,7 @@ BOOT_SLOT = 0
 MTU_MIN = 68  # bytes, RFC 791
 
 _FIRST_CONNECT_S = 0.5
+_STALLED_S = 2.0
 # An OS that was still starting (or firmware) does not hear a request; QEMU never repeats it by itself.
 _ASK_AGAIN_S = 2.0
 _POWER_EVENTS = frozenset({"STOP", "RESUME", "RESET", "SHUTDOWN"})
@@ -105,7 +106,11 @@ class EmulatedCard(Card):
 
     async def host_power(self) -> HostPower:
         try:
-            return HostPower.ON if await self._bus.powered() else HostPower.OFF
+            async with asyncio.timeout(_STALLED_S):
+                return HostPower.ON if await self._bus.powered() else HostPower.OFF
+        except TimeoutError:
+            # QEMU says nothing while it waits for disks whose storage daemon is away; only a host that runs does.
+            return HostPower.ON
         except UnavailableError:
             return HostPower.ABSENT
 
