@@ -49,7 +49,7 @@ async def emulated() -> AsyncIterator[CardUnderTest]:
         rack.start_board()
         rack.start_storage(rack.blank("vol-a"), rack.blank("vol-b"))
         with soc_namespace():
-            power = BoardPower(qmp=rack.bmc_qmp, ram_file=rack.ram_file)
+            power = BoardPower(qmp=rack.bmc_qmp, ram_file=rack.ram_file, console_log=rack.console_log)
             power.start()
             opened: list[Card] = []
 

@@ -36,7 +36,7 @@ def demo(output: Path, lab_name: str) -> None:
             job.report.seconds["total"] = round(time.monotonic() - start, 1)
             job.report.write(output)
     for name, server in job.report.servers.items():
-        show(server["stages"], "table", title=f"{name}: seconds since `baremetal node deploy`")
+        show(server["stages"], "table", title=f"{name}, in seconds")
     proofs = job.report.proofs.values()
     show([{"proof": p.name, "holds": p.ok, "measured": _short(p.measured)} for p in proofs], "table", title="Proofs")
     say(f"all proofs hold; report: {output}/report.json, picture: {output}/timeline.svg")
@@ -45,4 +45,4 @@ def demo(output: Path, lab_name: str) -> None:
 
 def _short(measured: dict[str, object]) -> str:
     """The plain figures among what was measured."""
-    return ", ".join(f"{key} {value}" for key, value in measured.items() if isinstance(value, int | float | str))
+    return ", ".join(f"{key} {value}" for key, value in measured.items() if isinstance(value, int | float))

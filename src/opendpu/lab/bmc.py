@@ -46,6 +46,7 @@ class BmcConfig:
     memory_mib: int
     qmp: str
     ram_file: str
+    console_log: str
     listen: str
     port: int
     certificate: str
@@ -215,7 +216,7 @@ def main() -> None:
 
 
 async def _make_power(config: BmcConfig) -> BoardPower:
-    power = BoardPower(qmp=config.qmp, ram_file=Path(config.ram_file))
+    power = BoardPower(qmp=config.qmp, ram_file=Path(config.ram_file), console_log=Path(config.console_log))
     power.start()
     return power
 

@@ -10,7 +10,9 @@ NIC, only PCIe slots; two QMP sockets stand for what is soldered to it: the BMC 
 import argparse
 import os
 import re
+import resource
 import shutil
+import signal
 import sys
 import tomllib
 from dataclasses import dataclass, fields
@@ -23,6 +25,9 @@ from opendpu.errors import InvalidArgumentError
 QEMU = "/usr/bin/qemu-system-x86_64"
 FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 VARSTORE_TEMPLATE = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+
+# What a host may fill of our disk with its console, from one power-on (the BMC empties the log) to the next.
+CONSOLE_LOG_MAX = 8 << 20  # bytes
 
 _PORTS_PER_SLOT = 8  # functions of one PCI device: root ports are its functions
 _MAX_SLOTS = 64
@@ -111,6 +116,16 @@ def prepare(config: BoardConfig) -> None:
         fresh.replace(config.varstore)
 
 
+def bound_files() -> None:
+    """Let QEMU write no file beyond CONSOLE_LOG_MAX; it drops what does not fit into the log and goes on.
+
+    The kernel's limit is the one that no pace of a tenant's output outruns. Memory is not written as a file, and the
+    UEFI variables are smaller.
+    """
+    resource.setrlimit(resource.RLIMIT_FSIZE, (CONSOLE_LOG_MAX, CONSOLE_LOG_MAX))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # exec keeps it: the write fails, and the board lives
+
+
 def command(config: BoardConfig) -> list[str]:
     """QEMU's arguments."""
     memory = f"memory-backend-file,id=ram,size={config.memory_mib}M,share=on,mem-path={_value(config.ram_file)}"
@@ -155,6 +170,7 @@ def main() -> None:
     except (InvalidArgumentError, OSError, tomllib.TOMLDecodeError) as error:
         sys.exit(f"board: {error}")
     arguments = command(config)
+    bound_files()
     os.execv(arguments[0], arguments)  # noqa: S606  # no shell, fixed list
 
 

@@ -127,10 +127,10 @@ class Lab:
         """Bring everything up and return when the APIs answer and the agents are well."""
         if os.geteuid() != 0:
             raise AccessDeniedError("the lab makes network namespaces and taps: run this as root")
-        built = {name: build_image(name, self._image_cache, self.progress) for name in images}
+        built = {name: self._image(name) for name in images}
         if accel is None and not (self.layout.state / "settings.json").exists():
             self.progress("probing whether KVM can boot Linux here")
-            tiny = built.get("tiny") or build_image("tiny", self._image_cache, self.progress)
+            tiny = built.get("tiny") or self._image("tiny")
             accel = choose_accel(self.layout.cache, tiny)
             self.progress(f"guests run on {accel}")
         self.layout.save_settings(servers=servers, accel=accel)
@@ -241,9 +241,10 @@ class Lab:
             else:
                 self.pool.add_image(name, path)
 
-    @property
-    def _image_cache(self) -> Path:
-        return self.layout.cache / "images"
+    def _image(self, recipe: str) -> Path:
+        """A recipe's image, built when the cache lacks it."""
+        cache = self.layout.cache / "images"
+        return build_image(recipe, cache, lambda text: self.progress(f"{recipe} image: {text}"))
 
     @property
     def _ovn(self) -> OvnCentral:

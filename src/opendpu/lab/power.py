@@ -45,10 +45,11 @@ class BootDevice(StrEnum):
 class BoardPower:
     """All methods run in one event loop. `resets` are Redfish's ResetType values (DSP0268, Resource)."""
 
-    def __init__(self, *, qmp: str, ram_file: Path) -> None:
+    def __init__(self, *, qmp: str, ram_file: Path, console_log: Path) -> None:
         self.boot_device = BootDevice.HDD
         self._socket = qmp
         self._ram_file = ram_file
+        self._console_log = console_log
         self._switching = asyncio.Lock()
         self._reset_done = asyncio.Event()
         self._gone = asyncio.Event()
@@ -132,6 +133,8 @@ class BoardPower:
 
     async def _on(self) -> None:
         await self._apply_boot_order()
+        # The log is of this power-on, and no longer than one may make it (board.CONSOLE_LOG_MAX). QEMU appends to it.
+        await asyncio.to_thread(os.truncate, self._console_log, 0)
         await self._reset()
         await self._qmp.execute("cont")
 

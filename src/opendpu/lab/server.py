@@ -251,6 +251,7 @@ class Server:
                 "memory_mib": self.settings.memory_mib,
                 "qmp": str(self.layout.run / self.host / "bmc.qmp"),
                 "ram_file": str(self.ram_file),
+                "console_log": str(self.console_log),
                 "listen": oob_address(100 + self.index),
                 "port": 443,
                 "certificate": str(files.certificate),

@@ -32,7 +32,7 @@ def rack() -> Iterator[Rack]:
 
 @pytest.fixture
 async def power(rack: Rack) -> AsyncIterator[BoardPower]:
-    made = BoardPower(qmp=rack.bmc_qmp, ram_file=rack.ram_file)
+    made = BoardPower(qmp=rack.bmc_qmp, ram_file=rack.ram_file, console_log=rack.console_log)
     made.start()
     yield made
     await made.close()

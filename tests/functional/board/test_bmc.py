@@ -49,7 +49,7 @@ def url(rack: Rack) -> Iterator[str]:
     config = rack.folder / "bmc.toml"
     config.write_text(
         f'name="{rack.name}"\nuuid="{rack.uuid}"\nvcpus=2\nmemory_mib={rack.memory_mib}\nqmp="{rack.bmc_qmp}"\n'
-        f'ram_file="{rack.ram_file}"\nlisten="127.0.0.1"\nport={port}\ncertificate="{rack.folder}/bmc.pem"\n'
+        f'ram_file="{rack.ram_file}"\nconsole_log="{rack.console_log}"\nlisten="127.0.0.1"\nport={port}\ncertificate="{rack.folder}/bmc.pem"\n'
         f'key="{rack.folder}/bmc.key"\nauth_file="{rack.folder}/htpasswd"\nstate_dir="{rack.folder}/bmc"\n'
     )
     bmc = Program(sys.executable, "-m", "opendpu.lab.bmc", "--config", str(config), log=rack.folder / "bmc.out")

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from opendpu.errors import OpenDPUError
+
 
 @dataclass
 class Proof:
@@ -21,8 +23,10 @@ class Proof:
             raise ProofError(f"{self.name}: not true that {text}")
 
 
-class ProofError(Exception):
+class ProofError(OpenDPUError):
     """A proof failed; the text says which fact does not hold."""
+
+    reason = "ProofFailed"
 
 
 @contextmanager
