@@ -5,6 +5,8 @@ import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from opendpu.lab.files import write_private
+
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
@@ -19,6 +21,5 @@ class Secrets:
         except FileNotFoundError:
             made = cls("admin", secrets.token_urlsafe(18))
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.touch(mode=0o600)
-            path.write_text(json.dumps(asdict(made)))
+            write_private(path, json.dumps(asdict(made)))
             return made

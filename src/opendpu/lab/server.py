@@ -19,6 +19,7 @@ import tomli_w
 from opendpu.errors import DeadlineError
 from opendpu.lab import wires
 from opendpu.lab.chassis import Chassis
+from opendpu.lab.files import write_private
 from opendpu.lab.layout import MANAGEMENT_ADDRESS, OOB_MTU, UNDERLAY_MTU, Layout, Settings, oob_address, tunnel_address
 from opendpu.lab.ovsdb import TlsFiles
 from opendpu.lab.program import Program
@@ -264,10 +265,3 @@ class Server:
 
 def write_toml(path: Path, content: dict[str, object]) -> None:
     write_private(path, tomli_w.dumps(content))
-
-
-def write_private(path: Path, text: str) -> None:
-    """A file only its owner can read, from its first byte on."""
-    path.touch(mode=0o600)
-    path.chmod(0o600)
-    path.write_text(text)

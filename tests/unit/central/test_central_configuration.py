@@ -12,8 +12,9 @@ import yaml
 from opendpu.errors import DeadlineError
 from opendpu.lab.central import Central
 from opendpu.lab.central.database import Database
-from opendpu.lab.central.rendering import render, write_private
+from opendpu.lab.central.rendering import render
 from opendpu.lab.central.services import Services, enabled_interfaces
+from opendpu.lab.files import write_private
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from pathlib import Path
 import pymysql  # type: ignore[import-untyped]
 
 from opendpu.errors import DeadlineError, OpenDPUError
-from opendpu.lab.central.rendering import render, write_private
+from opendpu.lab.central.rendering import render
+from opendpu.lab.files import write_private
 
 Progress = Callable[[str], None]
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from opendpu.errors import OpenDPUError
 from opendpu.lab.central.database import script
-from opendpu.lab.central.rendering import render, write_private
+from opendpu.lab.central.rendering import render
+from opendpu.lab.files import write_private
 from opendpu.lab.program import Program
 
 NEUTRON_URL = "http://127.0.0.1:9696"
