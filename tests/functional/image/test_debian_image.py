@@ -1,5 +1,8 @@
-"""The Debian image in one UEFI boot: host name, SSH key and user data come from the config drive."""
+"""The Debian image in one UEFI boot: host name, SSH key and user data come from the config drive; it hears the power
+button.
+"""
 
+import asyncio
 import json
 import subprocess
 import time
@@ -50,3 +53,10 @@ def test_config_drive_names_the_server_lets_the_key_in_and_runs_the_script(
     assert run("sudo cat /root/proof") == "blue"
     assert run("systemctl --failed --no-legend") == ""
     assert "status: done" in run("cloud-init status")
+
+    async def press_power_button() -> None:
+        async with server.qmp() as qmp:
+            await qmp.execute("system_powerdown")
+
+    asyncio.run(press_power_button())
+    assert server.process.wait(90) == 0, server.console()[-3000:]  # this machine's process ends with its power
