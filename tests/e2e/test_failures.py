@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from opendpu.errors import ResourceExhaustedError
 from opendpu.lab.enrol import wait_state
 from opendpu.lab.scenario.tenant import Tenant
 from opendpu.lab.server import Server
@@ -14,7 +15,8 @@ from opendpu.lab.server import Server
 def server(tenant: Tenant) -> Iterator[Server]:
     server = tenant.lab.servers[2]
     yield server
-    tenant.undeploy(server.name)
+    if tenant.state(server.name) != "available":
+        tenant.undeploy(server.name)
     with tenant.lab.agent(server) as agent:
         assert not agent.list_interfaces()
         assert not agent.list_disks()
@@ -76,19 +78,22 @@ def test_agent_unreachable(tenant: Tenant, server: Server) -> None:
         tenant.lab.wait_agents()
 
 
-def test_no_free_function(tenant: Tenant, server: Server) -> None:
-    """All functions of the card are taken: the deploy says so, and leaves those alone."""
+def test_card_that_is_full(tenant: Tenant, server: Server) -> None:
+    """Somebody took all of the card: one more NIC is refused with what to do, so is a deploy, and theirs stay."""
     with tenant.lab.agent(server) as agent:
-        limits = agent.get_server().limits
-        taken = []
-        for number in range(limits.pfs * limits.vfs_per_pf):
-            port = str(uuid.uuid4())
-            agent.create_interface(port, port_id=port, mac=f"02:00:00:00:01:{number:02x}", mtu=1500)
-            taken.append(port)
+        taken: list[str] = []
+        with pytest.raises(ResourceExhaustedError, match="delete one first"):
+            for number in range(64):
+                port = str(uuid.uuid4())
+                agent.create_interface(port, port_id=port, mac=f"02:00:00:00:01:{number:02x}", mtu=1500)
+                taken.append(port)
     try:
+        assert len(taken) > 8
         tenant.deploy(server.name)
         error = fails(tenant, server)
-        assert "function" in error
+        assert "interface" in error
+        with tenant.lab.agent(server) as agent:
+            assert {interface.id for interface in agent.list_interfaces()} == set(taken)
     finally:
         with tenant.lab.agent(server) as agent:
             for port in taken:
