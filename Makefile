@@ -56,6 +56,10 @@ bench: setup ## Measured ratios; build/bench/*.json and plots (root; minutes)
 	@mkdir -p build/bench
 	for script in bench/*.py; do $(PY) $$script --out build/bench/$$(basename $$script .py).json || exit 1; done
 
+.PHONY: figures
+figures: ## README's and docs' tables from what `make demo` and `make bench` measured
+	$(PY) scripts/figures.py
+
 .PHONY: clean
 clean: ## Take the lab down and drop what was built (images are kept in their cache)
 	-[ -x $(PY) ] && $(PY) -m opendpu.cli lab down
