@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,3 +155,23 @@ def test_figures_come_from_the_script() -> None:
     blocks_used = {name for path in DOCUMENTS for name in re.findall(r"<!-- figures:(\w+) -->", path.read_text())}
     assert blocks_used <= writers
     assert blocks_used
+
+
+def test_every_direct_dependency_has_its_reason() -> None:
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    python, _, system = text.partition("## System packages")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    names = {re.split(r"[<>=\[]", requirement)[0] for requirement in wanted} - {"opendpu"}
+    assert first_cells(python) == names
+    packages = (ROOT / "scripts" / "system-packages.txt").read_text()
+    assert first_cells(system) == {line for line in packages.splitlines() if line and not line.startswith("#")}
+
+
+def first_cells(text: str) -> set[str]:
+    """The names in the first column of all tables."""
+    rows = re.findall(r"^\| ([\w., -]+?) \|", text, re.MULTILINE)
+    return {name for row in rows for name in row.split(", ")} - {"Package"}
