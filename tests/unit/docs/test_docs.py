@@ -75,7 +75,7 @@ def test_paths_of_the_repository_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=ids)
 def test_no_path_of_a_developers_machine(path: Path) -> None:
-    assert not re.search(r"/work/|/home/|/tmp/o/|/Users/", path.read_text())
+    assert not re.search(r"/(?:work|home|root|Users)/", path.read_text())
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=ids)
