@@ -1,6 +1,7 @@
 """`opendpu-agent` over real mutual TLS: who gets in, what garbage does, what a restart keeps."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -178,11 +180,64 @@ def test_the_agent_at_rest(soc):
     before = cpu_s()
     time.sleep(10)
     used = cpu_s() - before
-    status = Path(f"/proc/{pid}/status").read_text()
-    rss_kib = int(status.split("VmRSS:")[1].split()[0])
+    rss_kib = resident_kib(pid)
     print(f"agent at rest: RSS {rss_kib / 1024:.1f} MiB, CPU {used:.3f} s in 10 s")
     assert rss_kib * 1024 < 80e6
     assert used < 0.1
+
+
+def resident_kib(pid):
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
+
+
+def test_watchers_that_do_not_read_cost_the_agent_no_memory(soc):
+    pid = soc.processes["agent"].pid
+    files = soc.authority.issue("client-conductor", role="conductor")
+    with soc.client() as client, contextlib.ExitStack() as stack:
+
+        def change(times):
+            for _ in range(times):
+                client.create_interface("w", port_id=PORT_ID, mac=MAC)
+                client.delete_interface("w")
+                client.wait_deleted(interfaces=["w"], timeout=10)
+
+        change(20)  # what is loaded at first use
+        streams = []
+        for _ in range(30):
+            channel = stack.enter_context(grpc.secure_channel(f"127.0.0.1:{soc.port}", credentials(soc, files)))
+            watch = channel.unary_stream("/opendpu.agent.v1.Interfaces/WatchInterfaces")
+            streams.append(watch(b"", timeout=120))
+        for stream in streams:
+            list(stream.initial_metadata())
+        before = resident_kib(pid)
+        change(150)
+        grown = resident_kib(pid) - before
+        print(f"30 silent watchers, 600 changes each: {grown} KiB")
+        assert grown < 8 << 10
+        for stream in streams:
+            stream.cancel()
+
+
+def test_metrics_tell_of_calls_and_resources(soc):
+    def read():
+        with urllib.request.urlopen(f"http://127.0.0.1:{soc.metrics_port}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return {name: float(value) for name, _, value in (x.rpartition(" ") for x in lines if not x.startswith("#"))}
+
+    refused = 'opendpu_agent_rpcs_total{code="NOT_FOUND",method="/opendpu.agent.v1.Disks/GetDisk"}'
+    with soc.client() as client:
+        before = read()
+        with pytest.raises(NotFoundError):
+            client.get_disk("none")
+        client.create_interface("m", port_id=PORT_ID, mac=MAC)
+        now = read()
+        assert now[refused] == before.get(refused, 0) + 1
+        assert now['opendpu_agent_resources{kind="interface",state="pending"}'] == 1
+        assert now["opendpu_agent_healthy"] == 0  # there is no board
+        client.delete_interface("m")
+        client.wait_deleted(interfaces=["m"], timeout=5)
+        assert read()['opendpu_agent_resources{kind="interface",state="pending"}'] == 0
+        assert read()['opendpu_agent_reconcile_seconds_count{kind="interface"}'] > 0
 
 
 async def _fill(path: Path) -> None:
