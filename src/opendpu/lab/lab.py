@@ -127,6 +127,11 @@ class Lab:
         """Bring everything up and return when the APIs answer and the agents are well."""
         if os.geteuid() != 0:
             raise AccessDeniedError("the lab makes network namespaces and taps: run this as root")
+        if servers is not None and (self.layout.state / "settings.json").exists() and servers < self.settings.servers:
+            raise FailedPreconditionError(
+                f"the lab has {self.settings.servers} servers, which Ironic knows; for fewer start anew: "
+                "opendpu lab down --purge"
+            )
         built = {name: self._image(name) for name in images}
         if accel is None and not (self.layout.state / "settings.json").exists():
             self.progress("probing whether KVM can boot Linux here")
@@ -193,7 +198,6 @@ class Lab:
 
     def down(self, *, purge: bool = False) -> None:
         """Stop everything and remove every process, namespace, socket and memory file; `purge` also the state."""
-        settings = self.settings
         for server in self.servers:
             # A board whose storage daemon went first waits for it; it goes before.
             with contextlib.suppress(OpenDPUError, OSError):
@@ -207,8 +211,8 @@ class Lab:
             _end(wires.pids_in(name))
         for name in names:
             wires.delete_namespace(name)
-        for index in range(1, settings.servers + 1):
-            Server(self.layout, settings, index).ram_file.unlink(missing_ok=True)
+        for path in self._memory_files():
+            path.unlink(missing_ok=True)
         shutil.rmtree(self.layout.run, ignore_errors=True)
         if purge:
             shutil.rmtree(self.layout.state, ignore_errors=True)
@@ -226,7 +230,7 @@ class Lab:
                     )
         mounts = Path("/proc/self/mounts").read_text()
         left += [f"mount {mark.decode()}" for mark in marks if mark.decode() in mounts]
-        left += [f"file {path}" for path in Path("/dev/shm").glob(f"opendpu-{self.layout.name}-*")]  # noqa: S108
+        left += [f"file {path}" for path in self._memory_files()]
         return left
 
     def _add_image(self, name: str, path: Path) -> None:
@@ -245,6 +249,9 @@ class Lab:
         """A recipe's image, built when the cache lacks it."""
         cache = self.layout.cache / "images"
         return build_image(recipe, cache, lambda text: self.progress(f"{recipe} image: {text}"))
+
+    def _memory_files(self) -> list[Path]:
+        return list(Path("/dev/shm").glob(f"opendpu-{self.layout.name}-*"))  # noqa: S108  # where hosts' memory is
 
     @property
     def _ovn(self) -> OvnCentral:
