@@ -72,9 +72,12 @@ ovsdb = "unix:{folder}/db.sock"
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log)
 
-    def start_agent(self) -> None:
+    def launch_agent(self) -> None:
         self.write_config()
         self.start("agent", [sys.executable, "-m", "opendpu.agent.main", "--config", str(self.config)])
+
+    def start_agent(self) -> None:
+        self.launch_agent()
         with self.client() as client:
             self.wait_answers(client)
 

@@ -1,5 +1,6 @@
 """The agent's API for Ironic's conductor and the command line: synchronous, with OpenDPU's errors."""
 
+import json
 import queue
 import threading
 import time
@@ -23,6 +24,24 @@ _KINDS = {
     "pf": pb.FUNCTION_KIND_PF,
     "vf": pb.FUNCTION_KIND_VF,
     "sf": pb.FUNCTION_KIND_SF,
+}
+
+# Every verb may be repeated, so that a restart of the agent, which takes a second or two, fails no call: four more
+# tries (gRPC allows no more) within about 4 s, and not beyond the call's own timeout.
+# https://github.com/grpc/proposal/blob/master/A6-client-retries.md
+_RETRY = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.4s",
+                "maxBackoff": "1.5s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
 }
 _RETRY_S = 0.2
 _HEALTH_AGAIN_S = 2.0
@@ -62,6 +81,7 @@ class AgentClient:
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.min_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 1_000),
+            ("grpc.service_config", json.dumps(_RETRY)),
             ("grpc.enable_http_proxy", 0),  # the out-of-band network is reached directly
         ]
         if server_name is not None:

@@ -56,7 +56,6 @@ def test_inspection_describes_card_and_makes_ports(ironic: Any, node: str) -> No
 
 
 def test_deploy_and_undeploy(ironic: Any, agent: Any, neutron: Any, bmc: Any, node: str) -> None:
-    neutron.ports.clear()
     vif = attach(ironic, neutron, node, "fa:16:3e:00:00:01")
     shown = ironic.provision(node, "active", "active", configdrive=drive())
     # About 2 s on an idle machine, of which Ironic's hashing of the BMC's password is most; generous for a loaded one.
@@ -94,7 +93,6 @@ def test_deploy_and_undeploy(ironic: Any, agent: Any, neutron: Any, bmc: Any, no
 def test_active_node_is_plugged_and_keeps_its_disks_over_power(
     ironic: Any, agent: Any, neutron: Any, bmc: Any, node: str
 ) -> None:
-    neutron.ports.clear()
     attach(ironic, neutron, node, "fa:16:3e:00:01:01")
     ironic.provision(node, "active", "active")
     disks = set(agent.disks)
@@ -133,7 +131,6 @@ def test_active_node_is_plugged_and_keeps_its_disks_over_power(
 def test_live_attachment_that_fails_leaves_nothing_and_can_be_retried(
     ironic: Any, agent: Any, neutron: Any, node: str
 ) -> None:
-    neutron.ports.clear()
     attach(ironic, neutron, node, "fa:16:3e:00:02:01")
     ironic.provision(node, "active", "active")
     agent.functions = 1
@@ -156,7 +153,6 @@ def test_live_attachment_that_fails_leaves_nothing_and_can_be_retried(
 
 
 def test_rebuild_boots_a_fresh_clone(ironic: Any, agent: Any, neutron: Any, bmc: Any, node: str) -> None:
-    neutron.ports.clear()
     attach(ironic, neutron, node, "fa:16:3e:00:03:01")
     ironic.provision(node, "active", "active")
     agent.calls.clear()
@@ -184,7 +180,6 @@ def test_rebuild_boots_a_fresh_clone(ironic: Any, agent: Any, neutron: Any, bmc:
 def test_failed_deployment_leaves_a_clean_node(
     ironic: Any, agent: Any, neutron: Any, bmc: Any, node: str, spoil: Any, says: str
 ) -> None:
-    neutron.ports.clear()
     attach(ironic, neutron, node, "fa:16:3e:00:04:01")
     spoil(agent)
     shown = ironic.provision(node, "active", "deploy failed", configdrive=drive())
@@ -196,7 +191,6 @@ def test_failed_deployment_leaves_a_clean_node(
 def test_unreachable_agent_fails_the_deployment_and_is_named(
     ironic: Any, agent: Any, neutron: Any, bmc: Any, node: str
 ) -> None:
-    neutron.ports.clear()
     attach(ironic, neutron, node, "fa:16:3e:00:05:01")
     agent.stop()
     try:
@@ -213,7 +207,6 @@ def test_unreachable_agent_fails_the_deployment_and_is_named(
 def test_agent_lost_during_undeployment_is_released_by_the_next(
     ironic: Any, agent: Any, neutron: Any, bmc: Any, node: str
 ) -> None:
-    neutron.ports.clear()
     vif = attach(ironic, neutron, node, "fa:16:3e:00:06:01")
     ironic.provision(node, "active", "active")
     agent.stop()
@@ -230,7 +223,6 @@ def test_agent_lost_during_undeployment_is_released_by_the_next(
 
 
 def test_card_in_use_is_refused_and_left_alone(ironic: Any, agent: Any, neutron: Any, node: str) -> None:
-    neutron.ports.clear()
     from opendpu.agent.v1 import agent_pb2 as pb
 
     agent.disks["another-nodes"] = pb.Disk(id="another-nodes", spec=pb.DiskSpec(volume_id="x"), status=agent._ready())
@@ -273,7 +265,6 @@ def test_wrong_parameters_are_refused_before_anything_is_done(
 def test_broken_config_drive_fails_without_telling_its_content(
     ironic: Any, agent: Any, neutron: Any, bmc: Any, node: str
 ) -> None:
-    neutron.ports.clear()
     broken = drive(b"not an image but a-password")
     shown = ironic.provision(node, "active", "deploy failed", configdrive=broken)
     assert "no ISO 9660 image" in shown["last_error"]
