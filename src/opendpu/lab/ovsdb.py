@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from opendpu.errors import OpenDPUError
+from opendpu.errors import DeadlineError, OpenDPUError
 
+_RUN_S = 30.0
 SCHEMAS = {
     "Open_vSwitch": Path("/usr/share/openvswitch/vswitch.ovsschema"),
     "OVN_Northbound": Path("/usr/share/ovn/ovn-nb.ovsschema"),
@@ -68,6 +69,9 @@ def server(database: Path, *, run: Path, log: Path, remotes: Sequence[str], opti
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_RUN_S)
+    except subprocess.TimeoutExpired:
+        raise DeadlineError(f"{' '.join(command)} did not end within {_RUN_S:.0f} s") from None
     if done.returncode:
         raise OpenDPUError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")

@@ -126,9 +126,17 @@ class Supervisor:
             self.socket.unlink(missing_ok=True)
             self.pidfile.unlink(missing_ok=True)
             command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.config)]
-            done = subprocess.run(
-                in_netns(self.netns, command), capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-            )
+            try:
+                done = subprocess.run(
+                    in_netns(self.netns, command),
+                    capture_output=True,
+                    text=True,
+                    stdin=subprocess.DEVNULL,
+                    check=False,
+                    timeout=timeout,
+                )
+            except subprocess.TimeoutExpired:
+                raise DeadlineError(f"supervisor {self.name} did not start within {timeout:.0f} s") from None
             if done.returncode:
                 raise OpenDPUError(f"supervisor {self.name} did not start: {done.stdout}{done.stderr}")
         deadline = time.monotonic() + timeout

@@ -10,10 +10,11 @@ Everything here is idempotent and done with ip(8): it runs at set-up, never on a
 import subprocess
 from pathlib import Path
 
-from opendpu.errors import OpenDPUError
+from opendpu.errors import DeadlineError, OpenDPUError
 
 UNDERLAY = "ul"
 OUT_OF_BAND = "oob"
+_RUN_S = 30.0
 
 
 def ip(*arguments: str, netns: str = "") -> str:
@@ -21,7 +22,10 @@ def ip(*arguments: str, netns: str = "") -> str:
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_RUN_S)
+    except subprocess.TimeoutExpired:
+        raise DeadlineError(f"{' '.join(command)} did not end within {_RUN_S:.0f} s") from None
     if done.returncode:
         raise OpenDPUError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
@@ -50,7 +54,7 @@ def pids_in(name: str) -> list[int]:
 
 
 def has_link(netns: str, link: str) -> bool:
-    done = subprocess.run(["ip", "-n", netns, "link", "show", link], capture_output=True, check=False)
+    done = subprocess.run(["ip", "-n", netns, "link", "show", link], capture_output=True, check=False, timeout=_RUN_S)
     return done.returncode == 0
 
 
