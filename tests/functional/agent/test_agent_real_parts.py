@@ -137,13 +137,51 @@ async def history(parts: Parts) -> None:
     await agent.close()
 
 
+async def plugged(agent):
+    try:
+        return await agent._card.disks() and await agent._card.functions()
+    except UnavailableError:
+        return False
+
+
+async def cut_and_back(parts: Parts) -> None:
+    """What a BMC does to a board whose disks hang: its process is killed while the storage daemon is away."""
+    agent = await parts.agent()
+    await agent.volumes.create("v1", pb.VolumeSpec(size_bytes=8 << 20))
+    await agent.disks.create("d1", agent.disks.checked("d1", pb.DiskSpec(volume_id="v1", boot=True)), 30.0)
+    nic = await agent.interfaces.create("n1", agent.interfaces.checked(NIC), 30.0)
+    waits = "WaitingForOvn"
+    await reached(agent.interfaces, "n1", "waiting", lambda each: each.status.reason == waits)
+    parts.vsctl("set", "Interface", nic.allocation, "external_ids:ovn-installed=true")
+    await reached(agent.disks, "d1", "ready", ready)
+    await reached(agent.interfaces, "n1", "ready", ready)
+
+    parts.rack.programs["storage"].stop()
+    parts.rack.programs["board"].stop()
+    await asyncio.to_thread(parts.rack.start_board)
+    for name in ("qmp", "nbd.sock"):
+        (parts.folder / name).unlink(missing_ok=True)
+    parts.start_storage()
+    async with asyncio.timeout(60):
+        while not await plugged(agent):  # noqa: ASYNC110 - the hardware itself is what we look at
+            await asyncio.sleep(0.1)
+    parts.vsctl("set", "Interface", nic.allocation, "external_ids:ovn-installed=true")
+    await reached(agent.disks, "d1", "ready in the new board", ready)
+    await reached(agent.interfaces, "n1", "ready in the new board", ready)
+    assert {(each.representor, each.mac) for each in (await agent._card.functions()).values()} == {
+        (nic.allocation, NIC.mac)
+    }
+    await agent.close()
+
+
 @pytest.mark.root
-def test_disk_and_nic_on_real_parts_through_restarts():
+@pytest.mark.parametrize("story", [history, cut_and_back])
+def test_disk_and_nic_on_real_parts(story):
     assert shutil.which("ovs-vswitchd")
     with soc_namespace():
         parts = Parts()
         try:
             parts.start()
-            asyncio.run(history(parts))
+            asyncio.run(story(parts))
         finally:
             parts.rack.close()
