@@ -39,7 +39,8 @@ async def supervisor(server):
 
 async def stall(server, console) -> None:
     """The storage daemon dies while the guest writes: QEMU holds requests that nobody answers."""
-    await console.send("while true; do dd if=/dev/urandom of=$disk bs=64k seek=16 count=16 conv=fsync,notrunc; done &")
+    write = "dd if=/dev/urandom of=$disk bs=64k seek=16 count=16 conv=fsync,notrunc 2>/dev/null"
+    await console.send(f"while true; do {write}; done &")
     await asyncio.sleep(1)
     server.rack.programs["storage"].stop()
     await asyncio.sleep(1)
