@@ -35,8 +35,8 @@ test-e2e: setup ## The whole lab (root)
 
 .PHONY: lint
 lint: setup ## ruff, mypy, import contracts, generated code in step with proto/
-	.venv/bin/ruff check src tests bench
-	.venv/bin/ruff format --check src tests bench
+	.venv/bin/ruff check src tests bench examples scripts
+	.venv/bin/ruff format --check src tests bench examples scripts
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	@$(MAKE) --no-print-directory proto OUT=build/proto && \
