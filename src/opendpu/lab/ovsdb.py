@@ -2,14 +2,12 @@
 
 import shlex
 import socket
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from opendpu.errors import DeadlineError, OpenDPUError
+from opendpu.lab import command
 
-_RUN_S = 30.0
 SCHEMAS = {
     "Open_vSwitch": Path("/usr/share/openvswitch/vswitch.ovsschema"),
     "OVN_Northbound": Path("/usr/share/ovn/ovn-nb.ovsschema"),
@@ -34,7 +32,7 @@ def create(database: Path, schema: str) -> None:
     """Make an empty database, or leave the one that is there."""
     database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not database.exists():
-        _run("ovsdb-tool", "create", str(database), str(SCHEMAS[schema]))
+        command.run("ovsdb-tool", "create", str(database), str(SCHEMAS[schema]))
 
 
 def serving(sock: Path) -> bool:
@@ -48,13 +46,13 @@ def ctl(program: Sequence[str], database: Path, sock: Path, arguments: Sequence[
     a server for just this command.
     """
     if serving(sock):
-        _run(*program, "--timeout=10", f"--db=unix:{sock}", *arguments)
+        command.run(*program, "--timeout=10", f"--db=unix:{sock}", *arguments)
         return
     own = sock.with_name("set-up.sock")
-    command = [*program, "--timeout=10", f"--db=unix:{own}", *arguments]
-    _run(
+    inner = [*program, "--timeout=10", f"--db=unix:{own}", *arguments]
+    command.run(
         "ovsdb-server", str(database), "-vconsole:warn", "--no-chdir", "--unixctl=none",
-        f"--remote=punix:{own}", f"--run={shlex.join(command)}",
+        f"--remote=punix:{own}", f"--run={shlex.join(inner)}",
     )  # fmt: skip
 
 
@@ -66,12 +64,3 @@ def server(database: Path, *, run: Path, log: Path, remotes: Sequence[str], opti
         f"--pidfile={run / f'{name}.pid'}", f"--unixctl={run / f'{name}.ctl'}",
         *(f"--remote={remote}" for remote in remotes), *options,
     ]  # fmt: skip
-
-
-def _run(*command: str) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_RUN_S)
-    except subprocess.TimeoutExpired:
-        raise DeadlineError(f"{' '.join(command)} did not end within {_RUN_S:.0f} s") from None
-    if done.returncode:
-        raise OpenDPUError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")

@@ -7,28 +7,16 @@
 Everything here is idempotent and done with ip(8): it runs at set-up, never on a hot path.
 """
 
-import subprocess
 from pathlib import Path
 
-from opendpu.errors import DeadlineError, OpenDPUError
+from opendpu.lab.command import run, succeeds
 
 UNDERLAY = "ul"
 OUT_OF_BAND = "oob"
-_RUN_S = 30.0
 
 
 def ip(*arguments: str, netns: str = "") -> str:
-    return _run("ip", *(["-n", netns] if netns else []), *arguments)
-
-
-def _run(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_RUN_S)
-    except subprocess.TimeoutExpired:
-        raise DeadlineError(f"{' '.join(command)} did not end within {_RUN_S:.0f} s") from None
-    if done.returncode:
-        raise OpenDPUError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout
+    return run("ip", *(["-n", netns] if netns else []), *arguments)
 
 
 def namespaces(prefix: str) -> list[str]:
@@ -54,8 +42,7 @@ def pids_in(name: str) -> list[int]:
 
 
 def has_link(netns: str, link: str) -> bool:
-    done = subprocess.run(["ip", "-n", netns, "link", "show", link], capture_output=True, check=False, timeout=_RUN_S)
-    return done.returncode == 0
+    return succeeds("ip", "-n", netns, "link", "show", link)
 
 
 def add_switch(netns: str, name: str, *, mtu: int) -> None:
@@ -85,4 +72,4 @@ def add_cable(fabric: str, switch: str, port: str, netns: str, link: str, *, mtu
 
 
 def no_offload(netns: str, link: str) -> None:
-    _run("nsenter", f"--net=/run/netns/{netns}", "--", "ethtool", "-K", link, "tx", "off")
+    run("nsenter", f"--net=/run/netns/{netns}", "--", "ethtool", "-K", link, "tx", "off")

@@ -2,12 +2,11 @@
 be on a compute node. It is how a person, and the proofs, reach the deployed servers."""
 
 import ipaddress
-import subprocess
 from dataclasses import dataclass
 
-from opendpu.errors import OpenDPUError
 from opendpu.lab import wires
 from opendpu.lab.chassis import INTEGRATION, Chassis
+from opendpu.lab.command import run, succeeds
 from opendpu.lab.layout import Layout
 from opendpu.lab.openstack_client import OpenStackShell
 from opendpu.lab.supervisor import in_netns
@@ -65,15 +64,10 @@ class Workstation:
 
     def reaches(self, address: str, port: int, *, timeout: float = 3) -> bool:
         """Whether a TCP connection from here opens."""
-        command = in_netns(self.netns, ["nc", "-z", "-w", str(max(1, round(timeout))), address, str(port)])
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        return succeeds(*in_netns(self.netns, ["nc", "-z", "-w", str(max(1, round(timeout))), address, str(port)]))
 
     def pings(self, address: str, *, timeout: int = 3) -> bool:
-        command = in_netns(self.netns, ["ping", "-c1", f"-W{timeout}", address])
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        return succeeds(*in_netns(self.netns, ["ping", "-c1", f"-W{timeout}", address]))
 
     def _vsctl(self, *arguments: str) -> None:
-        command = ["ovs-vsctl", "--timeout=10", f"--db={self.gateway.ovsdb}", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OpenDPUError(f"gateway: {done.stderr.strip()}")
+        run("ovs-vsctl", "--timeout=10", f"--db={self.gateway.ovsdb}", *arguments)
