@@ -80,6 +80,7 @@ class Controller(ABC, Generic[SpecT]):
         self._reconciler = reconciler
         self._slots = slots
         self._writes: set[asyncio.Task[Any]] = set()
+        self._unseen: set[str] = set()  # being deleted, and the bus was away when the hardware was to be asked
         reconciler.register(self.kind, self.reconcile)
 
     # ---- desired state ----
@@ -198,6 +199,7 @@ class Controller(ABC, Generic[SpecT]):
         resource = self.resources.get(id)
         if resource is None:
             await self._remove_orphan(id)
+            self._unseen.discard(id)
             return True
         request_id.set(resource.request_id)
         with metrics.RECONCILE_SECONDS.labels(self.kind).time():
@@ -244,6 +246,10 @@ class Controller(ABC, Generic[SpecT]):
             return False
         del self.resources[resource.id]
         self._released(resource)
+        if resource.id in self._unseen:
+            # The bus may have come back while this was still somebody's, and the look around it brought found it owned.
+            self._unseen.discard(resource.id)
+            self.wake_sweep()
         log.info("%s %s is gone", self.kind, resource.id)
         self.hub.publish(resource.id)
         return True
@@ -302,6 +308,10 @@ class Controller(ABC, Generic[SpecT]):
         )
 
     # ---- what a kind does ----
+
+    @abstractmethod
+    def wake_sweep(self) -> None:
+        """Look for what is in the hardware and in nobody's name."""
 
     @abstractmethod
     def _parse(self, raw: bytes) -> SpecT: ...

@@ -175,6 +175,7 @@ class Disks(Controller[pb.DiskSpec]):
             if await self._card.host_power() is not HostPower.ABSENT:
                 raise
             # No board, no disk; should it still be there when the bus is back, the sweep takes it as nobody's.
+            self._unseen.add(id)
         await self._attacher.unexport(id)
 
     async def _sweep(self, _: str) -> bool:

@@ -165,15 +165,13 @@ class Interfaces(Controller[pb.InterfaceSpec]):
     async def _remove(self, resource: Interface) -> None:
         await self._binder.unplug(resource.allocation)
         self._releasing(resource)
-        await self._take(FunctionId.parse(resource.allocation))
-
-    async def _take(self, id: FunctionId) -> None:
         try:
-            await self._card.unplug_function(id, timeout=RELEASE_TIMEOUT_S)
+            await self._card.unplug_function(FunctionId.parse(resource.allocation), timeout=RELEASE_TIMEOUT_S)
         except UnavailableError:
             if await self._card.host_power() is not HostPower.ABSENT:
                 raise
             # No board, no function; should it still be there when the bus is back, the sweep takes it as nobody's.
+            self._unseen.add(resource.id)
 
     async def _sweep(self, _: str) -> bool:
         """Take from the host and from OVS what is in no interface's name."""

@@ -239,6 +239,32 @@ async def test_boot_evidence_is_since_the_power_on(world):
     await agent.close()
 
 
+async def test_bus_that_comes_back_during_the_end_of_a_delete(world):
+    """The look that its return brings finds the function still owned; it must be taken when it is nobody's."""
+    agent = await world.agent()
+    await create_nic(agent)
+    await until(lambda: agent.interfaces.get("n1").status.state == pb.STATE_READY, "ready")
+    world.card.power = c.HostPower.ABSENT
+    remove, go_on, begun = agent._store.remove, asyncio.Event(), asyncio.Event()
+
+    async def slow_disk(kind, id):
+        begun.set()
+        await go_on.wait()
+        await remove(kind, id)
+
+    agent._store.remove = slow_disk
+    await agent.interfaces.delete("n1")
+    await begun.wait()
+    world.card.power = c.HostPower.ON
+    world.card.emit(c.CardEventKind.BUS_BACK)
+    await asyncio.sleep(0.05)
+    assert world.card.nics
+    go_on.set()
+    await until(lambda: agent.idle, "at rest")
+    assert not world.card.nics
+    await agent.close()
+
+
 FAULTS = ["card", "binder", "attacher", "agent", "storage", "bus", "host-released", "storm"]
 VERBS = ["create-nic", "delete-nic", "create-disk", "delete-disk"]
 STEPS = st.lists(st.tuples(st.sampled_from([*VERBS, *VERBS, *FAULTS]), st.integers(1, 3)), min_size=10, max_size=40)
