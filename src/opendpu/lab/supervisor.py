@@ -182,20 +182,6 @@ class Supervisor:
         with self._rpc() as rpc:
             return {info["name"]: (info["statename"], info["pid"]) for info in rpc.getAllProcessInfo()}
 
-    def wait_running(self, names: Sequence[str], *, timeout: float = 30.0) -> None:
-        """Wait until these programs have been up for the second after which supervisord calls them RUNNING."""
-        deadline = time.monotonic() + timeout
-        while True:
-            states = self.programs()
-            waiting = [name for name in names if states.get(name, ("MISSING", 0))[0] != "RUNNING"]
-            if not waiting:
-                return
-            if time.monotonic() > deadline:
-                raise DeadlineError(
-                    f"{', '.join(waiting)} not running after {timeout:.0f} s; see {self.log}/{waiting[0]}.log"
-                )
-            time.sleep(0.1)
-
     @contextlib.contextmanager
     def _rpc(self):  # type: ignore[no-untyped-def]
         transport = SupervisorTransport(None, None, f"unix://{self.socket}")
