@@ -108,6 +108,8 @@ def deploy(name: str, server: str, image: str, size_gib: int) -> None:
         if tenant.state(node) != "active":
             say(f"baremetal node deploy {node}: a clone of {image}")
             tenant.deploy(node, image=image, size_gib=size_gib)
+        else:
+            tenant.ensure_power(node)
         guest = tenant.guest(node)
         tenant.wait_active(node)
         say("an operating system runs; waiting for SSH")

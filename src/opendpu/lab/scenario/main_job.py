@@ -94,6 +94,8 @@ class MainJob:
             if self.tenant.state(server.name) != "active":
                 ordered[server.name] = time.time()
                 self.tenant.deploy(server.name)
+            else:
+                self.tenant.ensure_power(server.name)
         with ThreadPoolExecutor() as pool:
             logins = dict(pool.map(self._login, self.servers))
         for server in self.servers:

@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
+from opendpu.agent.v1 import agent_pb2 as pb
 from opendpu.lab.enrol import wait_state
 from opendpu.lab.lab import IMAGES, Lab
 from opendpu.lab.openstack_client import OpenStackShell
@@ -97,6 +98,13 @@ class Tenant:
 
     def wait_active(self, name: str, *, timeout: float = 600) -> None:
         wait_state(self.shell, name, {"active"}, timeout=timeout)
+
+    def ensure_power(self, name: str) -> None:
+        """Power for a deployed server that has none: it lost it with the lab's `down`, as with a rack's mains."""
+        with self.lab.agent(self.lab.server(name)) as agent:
+            off = agent.get_server().power == pb.POWER_OFF
+        if off:
+            self.shell.run("baremetal", "node", "power", "on", name, json=False)
 
     def undeploy(self, name: str) -> None:
         """Give the server back; returns when it is available to the next tenant and its port is gone."""
